@@ -39,8 +39,6 @@ launch_buttons:
 [![Launch Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/{owner}/{name}/main?labpath={notebook})
 """,
 }
-# Lines that stand elsewhere in _config.yml: jupyter-book refuses these buttons without an address.
-BUTTONS = re.compile(r"^( +use_(?:repository|issues|edit_page)_button:).*$", re.MULTILINE)
 # The line of a notebook's Colab cell, as its JSON has it.
 IN_NOTEBOOK = re.compile(r'REPOSITORY = \\"[^"\\]*\\"')
 
@@ -78,8 +76,6 @@ def texts(url: str, root: Path = ROOT) -> dict[Path, str]:
         after = rest.partition(end)[2]
         between = section.format(**words) if url else ""
         result[root / name] = before + begin + between + end + after
-    config = root / "_config.yml"
-    result[config] = BUTTONS.sub(rf"\1 {'true' if url else 'false'}", result[config])
     for path in notebooks:
         text, count = IN_NOTEBOOK.subn(f'REPOSITORY = \\\\"{url}\\\\"', path.read_text("utf-8"))
         if count != 1:
