@@ -1,0 +1,311 @@
+"""(key, value) pairs on disk: built in one pass over any amount of text, resumable, checked."""
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from knnlm.errors import InputError
+from knnlm.language_model import KeyLayer, LanguageModel
+from knnlm.progress import progress
+from knnlm.tokens import document_of
+
+FORMAT = 1
+CHECKPOINT_SECONDS = 30
+
+
+def write_json(path: Path, record: dict) -> None:
+    """Replace a json file in one step, so that a reader never meets half of one."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_record(folder: Path, kind: str) -> dict:
+    """Return what ``folder/kind.json`` says.
+
+    Raises
+    ------
+    InputError
+        When the folder holds no such thing, or one in another version of the format.
+    """
+    path = folder / f"{kind}.json"
+    if not path.exists():
+        raise InputError(
+            f"{folder} holds no {kind}: {path.name} is missing. Check the path, or build one."
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}. Delete {folder} and build again.") from error
+    if record.get("format") != FORMAT:
+        raise InputError(
+            f"{folder} has format {record.get('format')}, this knnlm reads format {FORMAT}. "
+            "Build it again."
+        )
+    return record
+
+
+def refuse_differences(record: dict, wanted: dict, folder: Path) -> None:
+    """Raise InputError where a folder's record and what is wanted now disagree."""
+    for name, value in wanted.items():
+        if record.get(name) != value:
+            raise InputError(
+                f"{folder} was begun with {name} {record.get(name)!r}, now it is {value!r}. "
+                "Give the same inputs to go on, or another folder to start anew."
+            )
+
+
+@dataclass(frozen=True)
+class Datastore:
+    """A folder of keys and values in the order of the text; open one with :meth:`open`.
+
+    ``keys.npy`` is ``(n, dim)`` float16 or float32, ``values.npy`` is ``(n,)`` int32: row i is the
+    representation after reading token i, and token i + 1. ``datastore.json`` says what made them.
+    """
+
+    path: Path
+    record: dict
+
+    @classmethod
+    def build(
+        cls,
+        path: str | Path,
+        lm: LanguageModel,
+        text: Iterable,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        key_layer: str = KeyLayer.FFN_INPUT,
+        dtype: str = "float16",
+    ) -> "Datastore":
+        """Write the datastore of a text; go on where an earlier run with the same inputs stopped.
+
+        The text's length need not be known. The result is the same to the byte however often the
+        build was stopped. Nothing as large as the keys is ever in memory.
+
+        Parameters
+        ----------
+        path
+            The folder to write.
+        lm
+            The model whose representations are the keys.
+        text
+            Documents, or a token stream of the model's tokenizer.
+        window, stride
+            See :func:`~knnlm.tokens.sliding_windows`; the model's context, and half of it.
+        key_layer
+            See :func:`~knnlm.language_model.find_module`.
+        dtype
+            ``"float16"`` or ``"float32"``.
+
+        Raises
+        ------
+        InputError
+            When the folder holds something else, or a key overflows float16.
+        """
+        path = Path(path)
+        if dtype not in ("float16", "float32"):
+            raise InputError(f"Keys cannot be stored as {dtype!r}. Use float16 or float32.")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not (path / "datastore.json").exists() and not (path / "tokens.part").exists():
+                raise InputError(f"{path} holds something that is no datastore. Choose another.")
+        path.mkdir(parents=True, exist_ok=True)
+        window = lm.context if window is None else window
+        stride = max(1, window // 2) if stride is None else stride
+        spool = path / "tokens.part"
+        try:
+            stream = lm.encode(text, spool)
+            lm.windows(len(stream), window, stride)  # complains before anything is written
+        except InputError:
+            spool.unlink(missing_ok=True)
+            raise
+        wanted = {
+            "model": lm.fingerprint,
+            "tokenizer": lm.tokenizer_fingerprint,
+            "key_layer": str(key_layer),
+            "dtype": dtype,
+            "window": window,
+            "stride": stride,
+            "precision": lm.precision,
+            "text": stream.fingerprint,
+        }
+        if (path / "datastore.json").exists():
+            record = read_record(path, "datastore")
+            refuse_differences(record, wanted, path)
+        else:
+            np.save(path / "values.npy", stream.tokens[1:])
+            record = {
+                "format": FORMAT,
+                **wanted,
+                "model_name": lm.name,
+                "text_name": getattr(text, "name", "tokens"),
+                "keys": len(stream) - 1,
+                "dim": None,
+                "first_token": int(stream.tokens[0]),
+                "document_starts": stream.document_starts.tolist(),
+                "document_names": list(stream.document_names),
+                "words": stream.words,
+                "characters": stream.characters,
+                "rows_done": 0,
+                "seconds": 0.0,
+                "values_crc32": zlib.crc32(stream.tokens[1:]),
+                "keys_crc32": 0,
+            }
+            write_json(path / "datastore.json", record)
+        store = cls(path, record)
+        if not store.is_complete:
+            store._write_keys(lm, stream)
+        del stream  # unmaps the spool
+        spool.unlink(missing_ok=True)
+        return cls.open(path)
+
+    def _write_keys(self, lm: LanguageModel, stream) -> None:
+        record, done = self.record, self.record["rows_done"]
+        layer = record["key_layer"]
+        begun = saved = time.perf_counter()
+        keys = None
+        readings = lm.read(
+            stream,
+            window=record["window"],
+            stride=record["stride"],
+            key_layers=[layer],
+            start=done,
+        )
+        bar = progress(description="keys", unit="keys", total=len(self), done=done)
+        with bar:
+            for reading in readings:
+                rows = reading.keys[layer]
+                with np.errstate(over="ignore"):
+                    rows = rows.astype(record["dtype"])
+                if not np.isfinite(rows).all():
+                    raise InputError(
+                        f"A key at positions {reading.first} to {reading.stop - 1} does not fit "
+                        f"{record['dtype']}. Build the store with dtype float32."
+                    )
+                if keys is None:
+                    record["dim"] = rows.shape[1]
+                    keys = np.lib.format.open_memmap(
+                        self.path / "keys.npy",
+                        mode="r+" if done else "w+",
+                        dtype=record["dtype"],
+                        shape=(len(self), rows.shape[1]),
+                    )
+                keys[reading.first : reading.stop] = rows
+                record["keys_crc32"] = zlib.crc32(rows, record["keys_crc32"])
+                record["rows_done"] = reading.stop
+                bar.update(len(rows))
+                now = time.perf_counter()
+                if now - saved > CHECKPOINT_SECONDS or reading.stop == len(self):
+                    keys.flush()
+                    record["seconds"] += now - begun
+                    begun = saved = now
+                    write_json(self.path / "datastore.json", record)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Datastore":
+        """Open a complete datastore without reading its keys.
+
+        Raises
+        ------
+        InputError
+            When there is none, or it is not whole.
+        """
+        path = Path(path)
+        store = cls(path, read_record(path, "datastore"))
+        problem = store.problem()
+        if problem:
+            raise InputError(f"The datastore {path} is not whole: {problem}")
+        return store
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every key has been written."""
+        return self.record["rows_done"] == self.record["keys"]
+
+    def problem(self, checksums: bool = False) -> str | None:
+        """Return what is wrong with the folder in a sentence or two, or None.
+
+        With ``checksums`` every byte is read; without, only the files' shapes.
+        """
+        record = self.record
+        if not self.is_complete:
+            return (
+                f"{record['rows_done']:,} of {record['keys']:,} keys are there. "
+                "Run the same build again: it goes on from there."
+            )
+        shapes = {"keys": (record["keys"], record["dim"]), "values": (record["keys"],)}
+        for name, shape in shapes.items():
+            try:
+                array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                return f"{name}.npy cannot be read ({error}). Build it again."
+            if array.shape != shape:
+                return f"{name}.npy is {array.shape}, the record says {shape}. Build it again."
+            if checksums:
+                crc = 0
+                for lo in range(0, len(array), 1 << 18):
+                    crc = zlib.crc32(np.ascontiguousarray(array[lo : lo + (1 << 18)]), crc)
+                if crc != record[f"{name}_crc32"]:
+                    return f"the checksum of {name}.npy is wrong. Build it again."
+        return None
+
+    def check_model(self, lm: LanguageModel) -> None:
+        """Raise InputError unless ``lm`` is the model that made this datastore."""
+        for what, made, now in (
+            ("tokenizer", self.record["tokenizer"], lm.tokenizer_fingerprint),
+            ("model", self.record["model"], lm.fingerprint),
+        ):
+            if made != now:
+                raise InputError(
+                    f"The datastore {self.path} was made with {what} {made} "
+                    f"({self.record['model_name']}), not with {now} ({lm.name}). "
+                    "Query a datastore with the model that made it, or build another."
+                )
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """``(n, dim)``, mapped from disk."""
+        return np.load(self.path / "keys.npy", mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """``(n,) int32``, mapped from disk."""
+        return np.load(self.path / "values.npy", mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return self.record["keys"]
+
+    @property
+    def dim(self) -> int:
+        """The width of a key."""
+        return self.record["dim"]
+
+    @property
+    def fingerprint(self) -> str:
+        """The checksum of keys and values, by which an index knows its datastore."""
+        return f"{self.record['keys_crc32']:08x}{self.record['values_crc32']:08x}"
+
+    def values_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the value of each id, same shape, int32; −1 where the id is −1."""
+        ids = np.asarray(ids)
+        return np.where(ids < 0, np.int32(-1), self.values[np.maximum(ids, 0)])
+
+    def context(self, row: int, length: int = 16) -> np.ndarray:
+        """Return the ids of the last ``length`` tokens before the value of ``row``, in its document."""
+        starts = np.asarray(self.record["document_starts"])
+        first = max(int(starts[document_of(starts, row)]), row - length + 1)
+        if first > 0:
+            return np.asarray(self.values[first - 1 : row])
+        return np.concatenate([[self.record["first_token"]], self.values[:row]])
+
+    def document_name(self, row: int) -> str:
+        """Return the name of the document that a row's key was read from."""
+        starts = np.asarray(self.record["document_starts"])
+        return self.record["document_names"][int(document_of(starts, row))]

@@ -1,0 +1,9 @@
+"""The one error that a user's input can cause, told apart from a defect of ours."""
+
+
+class InputError(ValueError):
+    """What the caller gave cannot be used.
+
+    The message is two sentences: what is wrong, with the values that disagree, and what to do.
+    The command line prints it without a traceback and exits with code 1.
+    """

@@ -1,0 +1,363 @@
+"""One retrieval pass, one table on disk; every λ, temperature and k from that table."""
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from knnlm.datastore import FORMAT, read_record, refuse_differences, write_json
+from knnlm.errors import InputError
+from knnlm.index import Index, Neighbors
+from knnlm.language_model import LanguageModel
+from knnlm.mixture import interpolate, knn_log_prob
+from knnlm.progress import progress
+from knnlm.tokens import document_of
+
+ROWS_PER_CHUNK = 4096
+
+
+def perplexity(log_probs: np.ndarray, units: int | None = None) -> float:
+    """Return exp of the mean negative log-probability, per token, or per unit such as words.
+
+    >>> perplexity(np.log([0.5, 0.125]))
+    4.0
+    """
+    total = -np.sum(log_probs, dtype=np.float64)
+    return float(np.exp(total / (len(log_probs) if units is None else units)))
+
+
+class Setting(NamedTuple):
+    """One choice of the mixture's parameters, with the perplexity it gave where it was chosen."""
+
+    k: int
+    lam: float
+    temperature: float
+    perplexity: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Perplexity at every λ, temperature and k: ``table`` has these four columns."""
+
+    table: pd.DataFrame
+    perplexity_lm: float
+
+    def best(self, **fixed: float) -> Setting:
+        """Return the row with the lowest perplexity, among those with e.g. ``k=8``."""
+        table = self.table
+        for name, value in fixed.items():
+            table = table[np.isclose(table[name], value)]
+        if table.empty:
+            raise InputError(f"The sweep has no row with {fixed}. Choose values that were swept.")
+        row = table.loc[table["perplexity"].idxmin()]
+        return Setting(
+            int(row["k"]), float(row["lam"]), float(row["temperature"]), float(row["perplexity"])
+        )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the bounds between which 95 % of the resampled estimates lie."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What the model and the index say of each token of a text: made once, then only read.
+
+    For each of n positions: log p_LM of the token that follows, and that token's k neighbors.
+    Arrays are mapped from the folder ``path``.
+    """
+
+    path: Path
+    record: dict
+    index: Index
+
+    @classmethod
+    def run(
+        cls,
+        lm: LanguageModel,
+        index: Index,
+        text: Iterable,
+        k: int = 1024,
+        *,
+        path: str | Path | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        nprobe: int | None = None,
+        exact: bool = False,
+    ) -> "Retrieval":
+        """Read a text once, search once, and keep the table.
+
+        Parameters
+        ----------
+        lm
+            The model that made the index's datastore.
+        index
+            Where to search.
+        text
+            Documents, or a token stream of the model's tokenizer.
+        k
+            Neighbors per token; more than the datastore holds are not asked for.
+        path
+            The folder to write; by default in a temporary place that is removed at exit. A folder
+            that holds the same retrieval is read instead.
+        window, stride
+            Those of the datastore by default.
+        nprobe, exact
+            See :meth:`~knnlm.index.Index.search`.
+
+        Raises
+        ------
+        InputError
+            When model and datastore disagree, or the folder holds something else.
+        """
+        store = index.datastore
+        store.check_model(lm)
+        stream = lm.encode(text)
+        if k < 1:
+            raise InputError(f"k is {k}. Ask for at least one neighbor.")
+        k = min(k, len(store))
+        window = store.record["window"] if window is None else window
+        stride = min(store.record["stride"], window) if stride is None else stride
+        windows = lm.windows(len(stream), window, stride)
+        wanted = {
+            "text": stream.fingerprint,
+            "model": lm.fingerprint,
+            "datastore": store.fingerprint,
+            "factory": index.record["factory"],
+            "metric": index.metric,
+            "nprobe": nprobe or index.record["nprobe"],
+            "exact": exact,
+            "k": k,
+            "window": window,
+            "stride": stride,
+        }
+        path = _temporary_folder() if path is None else Path(path)
+        if (path / "retrieval.json").exists():
+            record = read_record(path, "retrieval")
+            refuse_differences(record, wanted, path)
+            return cls(path, record, index)
+        if path.exists() and any(path.iterdir()) and not (path / "targets.npy").exists():
+            raise InputError(f"{path} holds something that is no retrieval. Choose another folder.")
+        path.mkdir(parents=True, exist_ok=True)
+        n = windows[-1].stop
+        np.save(path / "targets.npy", stream.tokens[1:])
+        id_type = np.int32 if len(store) < 2**31 else np.int64
+        arrays = {
+            name: np.lib.format.open_memmap(path / f"{name}.npy", "w+", dtype, shape)
+            for name, dtype, shape in (
+                ("lm_log_prob", np.float32, (n,)),
+                ("distances", np.float32, (n, k)),
+                ("ids", id_type, (n, k)),
+            )
+        }
+        layer = store.record["key_layer"]
+        seconds = {"forward": 0.0, "search": 0.0}
+        readings = lm.read(stream, window=window, stride=stride, key_layers=[layer], log_probs=True)
+        last = time.perf_counter()
+        with progress(description="retrieve", unit="tokens", total=n) as bar:
+            for reading in readings:
+                rows = slice(reading.first, reading.stop)
+                arrays["lm_log_prob"][rows] = reading.log_probs
+                now = time.perf_counter()
+                seconds["forward"] += now - last
+                neighbors = index.search(reading.keys[layer], k, nprobe=nprobe, exact=exact)
+                arrays["distances"][rows] = neighbors.distances
+                arrays["ids"][rows] = neighbors.ids
+                last = time.perf_counter()
+                seconds["search"] += last - now
+                bar.update(reading.stop - reading.first)
+        for array in arrays.values():
+            array.flush()
+        record = {
+            "format": FORMAT,
+            **wanted,
+            "tokens": n,
+            "words": stream.words,
+            "characters": stream.characters,
+            "document_starts": stream.document_starts.tolist(),
+            "document_names": list(stream.document_names),
+            "first_token": int(stream.tokens[0]),
+            "precision": lm.precision,
+            "forward_seconds": seconds["forward"],
+            "search_seconds": seconds["search"],
+        }
+        write_json(path / "retrieval.json", record)
+        return cls(path, record, index)
+
+    @classmethod
+    def open(cls, path: str | Path, index: Index) -> "Retrieval":
+        """Open what :meth:`run` kept."""
+        record = read_record(Path(path), "retrieval")
+        if record["datastore"] != index.datastore.fingerprint:
+            raise InputError(
+                f"The retrieval {path} was made from datastore {record['datastore']}, not from "
+                f"{index.datastore.fingerprint}. Give the index it was made with."
+            )
+        return cls(Path(path), record, index)
+
+    def _load(self, name: str) -> np.ndarray:
+        return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def lm_log_prob(self) -> np.ndarray:
+        """``(n,) float32``: log p_LM of each target, in nats."""
+        return self._load("lm_log_prob")
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """``(n,) int32``: the token to predict at each position."""
+        return self._load("targets")
+
+    @cached_property
+    def neighbors(self) -> Neighbors:
+        """Distances and ids, ``(n, k)`` each, mapped from disk."""
+        return Neighbors(self._load("distances"), self._load("ids"))
+
+    @cached_property
+    def documents(self) -> np.ndarray:
+        """``(n,)``: the number of the document to which each target belongs."""
+        starts = np.asarray(self.record["document_starts"])
+        return document_of(starts, np.arange(1, len(self) + 1))
+
+    def __len__(self) -> int:
+        return self.record["tokens"]
+
+    @property
+    def k(self) -> int:
+        """Neighbors per token."""
+        return self.record["k"]
+
+    @property
+    def seconds(self) -> float:
+        """How long the pass took: forward and search."""
+        return self.record["forward_seconds"] + self.record["search_seconds"]
+
+    def _chunks(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Yield rows, distances and whether each neighbor has the target, chunk by chunk."""
+        distances, ids = self.neighbors
+        values = np.asarray(self.index.datastore.values)
+        for lo in range(0, len(self), ROWS_PER_CHUNK):
+            rows = slice(lo, lo + ROWS_PER_CHUNK)
+            found = values[np.maximum(ids[rows], 0)]
+            is_target = (found == self.targets[rows, None]) & (ids[rows] >= 0)
+            yield rows, distances[rows], is_target
+
+    def knn_log_prob(self, temperature=1.0, k=None) -> np.ndarray:
+        """Return log p_kNN of each target, shaped as :func:`knnlm.mixture.knn_log_prob` says."""
+        parts = [
+            knn_log_prob(distances, is_target, temperature, self.k if k is None else k)
+            for _, distances, is_target in self._chunks()
+        ]
+        return np.concatenate(parts, axis=-1)
+
+    def log_prob(self, setting: Setting | None = None, **parameters) -> np.ndarray:
+        """Return the mixture's log-probability of each target, ``(n,) float64``.
+
+        Parameters
+        ----------
+        setting
+            What :meth:`Sweep.best` returns; or give ``lam=``, ``temperature=`` and ``k=``.
+        """
+        chosen = (
+            Setting(**{"k": self.k, "temperature": 1.0, **parameters})
+            if setting is None
+            else setting
+        )
+        if chosen.lam == 0:
+            return self.lm_log_prob.astype(np.float64)
+        knn = self.knn_log_prob(chosen.temperature, min(chosen.k, self.k))
+        return interpolate(self.lm_log_prob.astype(np.float64), knn, chosen.lam)
+
+    def perplexity(self, setting: Setting | None = None, **parameters) -> float:
+        """Return the mixture's perplexity per token; see :meth:`log_prob` for the parameters."""
+        return perplexity(self.log_prob(setting, **parameters))
+
+    @property
+    def perplexity_lm(self) -> float:
+        """The language model's perplexity per token."""
+        return perplexity(self.lm_log_prob)
+
+    def sweep(self, lam: Sequence[float], temperature: Sequence[float], k: Sequence[int]) -> Sweep:
+        """Return perplexity at every combination, from this one pass: no model, no search."""
+        lam, temperature, k = (np.atleast_1d(x) for x in (lam, temperature, k))
+        too_many = k[k > self.k]
+        if too_many.size:
+            raise InputError(
+                f"k = {too_many.max()} was asked for, but {self.k} neighbors were retrieved. "
+                "Retrieve more, or sweep smaller k."
+            )
+        totals = np.zeros((len(k), len(lam), len(temperature)))
+        with progress(description="sweep", unit="tokens", total=len(self)) as bar:
+            for rows, distances, is_target in self._chunks():
+                knn = knn_log_prob(distances, is_target, temperature, k)
+                lm = self.lm_log_prob[rows].astype(np.float64)
+                for j, share in enumerate(lam.tolist()):
+                    totals[:, j] += interpolate(lm, knn, share).sum(axis=-1).T
+                bar.update(len(distances))
+        totals[:, lam == 0] = self.lm_log_prob.sum(dtype=np.float64)  # to the last bit
+        grid = pd.MultiIndex.from_product(
+            [k.tolist(), lam.tolist(), temperature.tolist()], names=["k", "lam", "temperature"]
+        )
+        with np.errstate(over="ignore"):
+            table = pd.DataFrame({"perplexity": np.exp(-totals.ravel() / len(self))}, index=grid)
+        return Sweep(table.reset_index(), self.perplexity_lm)
+
+    def bootstrap(
+        self, log_prob: np.ndarray, samples: int = 1000, seed: int = 0
+    ) -> dict[str, Interval]:
+        """Return 95 % intervals over documents: of the perplexity, and of its relative reduction.
+
+        Documents, not tokens, are drawn with replacement, since the tokens of one document
+        share its subject (Koehn 2004 does so with sentences).
+
+        Parameters
+        ----------
+        log_prob
+            What :meth:`log_prob` returns.
+
+        Returns
+        -------
+        dict
+            ``perplexity_lm``, ``perplexity`` and ``reduction`` (1 − the second / the first).
+        """
+        counts = np.bincount(self.documents)
+        lm = np.bincount(self.documents, self.lm_log_prob)
+        mixed = np.bincount(self.documents, log_prob)
+        keep = counts > 0
+        counts, lm, mixed = counts[keep], lm[keep], mixed[keep]
+        draws = np.random.default_rng(seed).multinomial(
+            len(counts), np.full(len(counts), 1 / len(counts)), size=samples
+        )
+        draws = np.vstack([np.ones(len(counts)), draws])  # the first is the text itself
+        tokens = draws @ counts
+        perplexity_lm = np.exp(-(draws @ lm) / tokens)
+        perplexity = np.exp(-(draws @ mixed) / tokens)
+        estimates = {
+            "perplexity_lm": perplexity_lm,
+            "perplexity": perplexity,
+            "reduction": 1 - perplexity / perplexity_lm,
+        }
+        return {
+            name: Interval(float(values[0]), *np.percentile(values[1:], [2.5, 97.5]).tolist())
+            for name, values in estimates.items()
+        }
+
+
+def _temporary_folder() -> Path:
+    import atexit
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="knnlm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder / "retrieval"

@@ -1,0 +1,302 @@
+"""FAISS over a datastore's keys: trained, filled, saved, searched. Id −1 is no neighbor."""
+
+import os
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+
+from knnlm.datastore import FORMAT, Datastore, read_record, refuse_differences, write_json
+from knnlm.errors import InputError
+from knnlm.progress import progress
+
+ROWS_PER_CHUNK = 1 << 16
+CHECKPOINT_SECONDS = 600
+
+
+class Metric(StrEnum):
+    """What a distance is. The temperature makes up for the choice only in scale, not in shape."""
+
+    L2_SQUARED = "l2_squared"
+    """Σ (q − k)², what FAISS calls METRIC_L2: the paper."""
+    L2 = "l2"
+    """Its square root, the Euclidean distance: the Korean study."""
+    INNER_PRODUCT = "inner_product"
+    """−q·k, so that smaller is nearer."""
+
+
+class Neighbors(NamedTuple):
+    """For each of n queries its k nearest keys, nearest first."""
+
+    distances: np.ndarray
+    """``(n, k) float32``; ``inf`` where there is no neighbor."""
+    ids: np.ndarray
+    """``(n, k) int64``: rows of the datastore; −1 where there is no neighbor."""
+
+
+def index_factory(dim: int, factory: str, metric: str) -> faiss.Index:
+    """Return an empty FAISS index for a factory string.
+
+    Raises
+    ------
+    InputError
+        When FAISS does not know the string, or it does not fit the width of the keys.
+    """
+    is_product = metric == Metric.INNER_PRODUCT
+    try:
+        return faiss.index_factory(
+            dim, factory, faiss.METRIC_INNER_PRODUCT if is_product else faiss.METRIC_L2
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"FAISS makes no index {factory!r} over {dim} dimensions: "
+            f"{str(error).splitlines()[0].split(': ')[-1]} "
+            "Try Flat, IVF1024,RaBitQfs, IVF1024,PQ32 or HNSW32."
+        ) from error
+
+
+def _ivf(index: faiss.Index):
+    """Return the inverted-file part of an index, or None."""
+    try:
+        return faiss.extract_index_ivf(index)
+    except RuntimeError:
+        return None
+
+
+@dataclass
+class Index:
+    """A FAISS index with the datastore it was built from; open one with :meth:`open`.
+
+    Its folder holds ``index.faiss``, FAISS's own format, and ``index.json``.
+    """
+
+    path: Path
+    record: dict
+    datastore: Datastore
+    faiss_index: faiss.Index
+
+    @classmethod
+    def build(
+        cls,
+        datastore: Datastore,
+        factory: str = "Flat",
+        *,
+        metric: str = Metric.L2_SQUARED,
+        train_size: int | None = None,
+        nprobe: int = 32,
+        seed: int = 0,
+        path: str | Path | None = None,
+    ) -> "Index":
+        """Train an index on a sample of the keys, add all keys, save it.
+
+        A build that was stopped goes on from the trained index, or from what was added up to at
+        most ten minutes before. Keys pass through memory in chunks.
+
+        Parameters
+        ----------
+        datastore
+            The complete datastore.
+        factory
+            FAISS's own string: ``Flat``, ``IVF4096,PQ64``, ``OPQ64,IVF…``, ``HNSW32``, ….
+        metric
+            See :class:`Metric`.
+        train_size
+            Keys in the training sample; by default 64 for each list, at least 65,536.
+        nprobe
+            Lists visited for a query, for IVF; what :meth:`search` uses by default.
+        seed
+            Of the training sample.
+        path
+            The folder to write; ``index`` in the datastore's folder by default.
+
+        Raises
+        ------
+        InputError
+            When FAISS knows no such index, the sample is too small for it, or the folder holds
+            something else.
+        """
+        if metric not in set(Metric):
+            raise InputError(f"There is no metric {metric!r}. Use one of {', '.join(Metric)}.")
+        if nprobe < 1:
+            raise InputError(
+                f"nprobe is {nprobe}. At least one list must be visited: give 1 or more."
+            )
+        path = datastore.path / "index" if path is None else Path(path)
+        index = index_factory(datastore.dim, factory, metric)
+        ivf = _ivf(index)
+        n = len(datastore)
+        if train_size is None:
+            train_size = max(64 * ivf.nlist if ivf else 0, 1 << 16)
+        wanted = {
+            "datastore": datastore.fingerprint,
+            "factory": factory,
+            "metric": str(metric),
+            "train_size": min(train_size, n),
+            "seed": seed,
+        }
+        if (path / "index.json").exists():
+            record = read_record(path, "index")
+            refuse_differences(record, wanted, path)
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} holds something that is no index. Choose another folder.")
+        else:
+            record = {"format": FORMAT, **wanted, "rows_done": -1, "seconds": 0.0}
+        path.mkdir(parents=True, exist_ok=True)
+        record["nprobe"] = min(nprobe, ivf.nlist) if ivf else None
+        record["datastore_path"] = os.path.relpath(datastore.path, path)
+        build = cls(path, record, datastore, index)
+        if record["rows_done"] < n:
+            build._fill()
+        build._save()
+        return cls.open(path)
+
+    def _fill(self) -> None:
+        record, keys = self.record, self.datastore.keys
+        n = len(keys)
+        begun = time.perf_counter()
+        if record["rows_done"] >= 0:
+            self.faiss_index = faiss.read_index(str(self.path / "index.faiss"))
+        else:
+            self._train(keys)
+            record["rows_done"] = 0
+            record["train_seconds"] = time.perf_counter() - begun
+            self._save()
+        saved = time.perf_counter()
+        done = record["rows_done"]
+        with progress(description="index", unit="keys", total=n, done=done) as bar:
+            for lo in range(done, n, ROWS_PER_CHUNK):
+                chunk = np.asarray(keys[lo : lo + ROWS_PER_CHUNK], dtype=np.float32)
+                self.faiss_index.add(chunk)
+                record["rows_done"] = lo + len(chunk)
+                bar.update(len(chunk))
+                if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                    record["seconds"] += time.perf_counter() - begun
+                    self._save()
+                    begun = saved = time.perf_counter()
+        record["seconds"] += time.perf_counter() - begun
+
+    def _train(self, keys: np.ndarray) -> None:
+        if self.faiss_index.is_trained:
+            return
+        n, size = len(keys), self.record["train_size"]
+        ivf = _ivf(self.faiss_index)
+        least = ivf.nlist if ivf else 1
+        quantizers = [self.faiss_index] if ivf is None else [self.faiss_index, ivf]
+        if ivf:
+            ivf.cp.min_points_per_centroid = 1
+        for part in quantizers:
+            if hasattr(part, "pq"):
+                part.pq.cp.min_points_per_centroid = 1
+                least = max(least, 1 << part.pq.nbits)
+        if size < least:
+            raise InputError(
+                f"{self.record['factory']} learns {least:,} centroids, but the training sample has "
+                f"{size:,} keys of {n:,}. Use a smaller index such as Flat, or more keys."
+            )
+        rows = np.sort(np.random.default_rng(self.record["seed"]).choice(n, size, replace=False))
+        sample = np.asarray(keys[rows], dtype=np.float32)
+        with progress(description=f"train {self.record['factory']}", unit="steps", total=1) as bar:
+            self.faiss_index.train(sample)
+            bar.update(1)
+
+    def _save(self) -> None:
+        partial = self.path / "index.faiss.part"
+        faiss.write_index(self.faiss_index, str(partial))
+        os.replace(partial, self.path / "index.faiss")
+        self.record["bytes"] = (self.path / "index.faiss").stat().st_size
+        write_json(self.path / "index.json", self.record)
+
+    @classmethod
+    def open(cls, path: str | Path, datastore: Datastore | None = None) -> "Index":
+        """Open an index and its datastore, which is found from the path in ``index.json``.
+
+        Raises
+        ------
+        InputError
+            When there is none, it is not whole, or its datastore is another or gone.
+        """
+        path = Path(path)
+        if not (path / "index.json").exists() and (path / "index" / "index.json").exists():
+            path = path / "index"  # the datastore's folder was given
+        record = read_record(path, "index")
+        file = path / "index.faiss"
+        if datastore is None:
+            datastore = Datastore.open((path / record["datastore_path"]).resolve())
+        if record["datastore"] != datastore.fingerprint:
+            raise InputError(
+                f"The index {path} was built from datastore {record['datastore']}, but "
+                f"{datastore.path} is {datastore.fingerprint}. Build the index again."
+            )
+        size = file.stat().st_size if file.exists() else 0
+        if record["rows_done"] != len(datastore) or size != record["bytes"]:
+            raise InputError(
+                f"The index {path} is not whole: {max(record['rows_done'], 0):,} of "
+                f"{len(datastore):,} keys, {size:,} of {record['bytes']:,} bytes. "
+                "Run the same build again: it goes on from there."
+            )
+        return cls(path, record, datastore, faiss.read_index(str(file)))
+
+    @property
+    def metric(self) -> str:
+        """The metric's name, see :class:`Metric`."""
+        return self.record["metric"]
+
+    def search(
+        self, queries: np.ndarray, k: int, *, nprobe: int | None = None, exact: bool = False
+    ) -> Neighbors:
+        """Return the k nearest keys of each query.
+
+        Parameters
+        ----------
+        queries
+            ``(n, dim)``.
+        k
+            How many; fewer may be found, the rest have id −1 and distance ``inf``.
+        nprobe
+            Lists to visit, instead of what the index was built with. Ignored by indexes without
+            lists.
+        exact
+            Compute the distances anew from the datastore's keys and sort by them: the neighbors
+            are still those that the index found.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}. Ask for at least one neighbor.")
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.datastore.dim:
+            raise InputError(
+                f"The queries have shape {queries.shape}, the keys are {self.datastore.dim} wide. "
+                "Read both from the same key layer of the same model."
+            )
+        ivf = _ivf(self.faiss_index)
+        if ivf is not None:
+            ivf.nprobe = min(nprobe or self.record["nprobe"], ivf.nlist)
+        distances, ids = self.faiss_index.search(queries, k)
+        if exact:
+            distances, ids = self._rerank(queries, ids)
+        elif self.metric == Metric.INNER_PRODUCT:
+            distances = -distances
+        else:  # estimates by quantized codes can fall below zero
+            distances = np.maximum(distances, 0, out=distances)
+        if self.metric == Metric.L2:
+            distances = np.sqrt(distances)
+        distances[ids < 0] = np.inf
+        return Neighbors(distances, ids)
+
+    def _rerank(self, queries: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return exact distances (squared, or minus products) and the ids sorted by them."""
+        distances = np.empty(ids.shape, dtype=np.float32)
+        size = max(1, (1 << 22) // (ids.shape[1] * self.datastore.dim))
+        for lo in range(0, len(ids), size):
+            some = slice(lo, lo + size)
+            keys = self.datastore.keys[np.maximum(ids[some], 0)].astype(np.float32)
+            if self.metric == Metric.INNER_PRODUCT:
+                distances[some] = -np.einsum("nd,nkd->nk", queries[some], keys)
+            else:
+                distances[some] = np.square(keys - queries[some, None]).sum(axis=2)
+        distances[ids < 0] = np.inf
+        order = np.argsort(distances, axis=1, kind="stable")
+        return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)

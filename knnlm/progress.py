@@ -1,0 +1,28 @@
+"""One progress bar for everything that takes more than two seconds."""
+
+import os
+
+from tqdm.auto import tqdm
+
+quiet = os.environ.get("KNNLM_QUIET", "") not in ("", "0")
+
+
+def progress(
+    iterable=None, *, description: str, unit: str, total: int | None = None, done: int = 0
+):
+    """Return a tqdm bar on stderr with rate and time left; it appears after two seconds.
+
+    ``KNNLM_QUIET=1`` in the environment, or ``knnlm.progress.quiet = True``, silences all bars.
+    """
+    return tqdm(
+        iterable,
+        desc=description,
+        unit=f" {unit}",
+        total=total,
+        initial=done,
+        unit_scale=True,
+        delay=2,
+        leave=False,
+        dynamic_ncols=True,
+        disable=quiet,
+    )
