@@ -45,6 +45,7 @@ def test_lock_holds_plain_pins_of_all_that_is_asked_for():
     for line in pins():
         assert re.fullmatch(r"[a-z0-9-]+==[\w.]+", line)
     locked = dict(line.split("==") for line in pins())
+    assert "setuptools" in locked  # `make venv` installs the package itself with it
     for text in environment.requirements("book", "test"):
         requirement = Requirement(text)
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), text
