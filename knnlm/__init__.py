@@ -1,57 +1,42 @@
 """k-nearest-neighbor language models (Khandelwal et al. 2020), step by step.
 
 Text → tokens → windows → (key, value, log p) → datastore → index → neighbors → p_kNN → mixture →
-perplexity, cases, generated text. Each arrow is one file, in this order: corpora, tokens,
-language_model, training, datastore, index, mixture, evaluation, cases, generation, planner,
-recipes, plotting.
+perplexity, cases, generated text. Each arrow is one file; :data:`FILES` has them in this order.
 """
 
-from knnlm.cases import Case, NeighborList, find_cases
-from knnlm.corpora import Corpus, Document, Split, load_corpus, load_text
-from knnlm.datastore import Datastore
-from knnlm.errors import InputError
-from knnlm.evaluation import Retrieval, Setting, Sweep, perplexity
-from knnlm.generation import KNNLogitsProcessor, generate
-from knnlm.index import Index, Metric, Neighbors
-from knnlm.language_model import KeyLayer, LanguageModel
-from knnlm.mixture import interpolate, knn_distribution, knn_log_prob, neighbor_shares
-from knnlm.planner import plan
-from knnlm.recipes import RECIPES, Recipe
-from knnlm.tokens import TokenStream, sliding_windows, train_tokenizer
-from knnlm.training import train_language_model
+import importlib
 
 __version__ = "0.1.0"
-__all__ = [
-    "RECIPES",
-    "Case",
-    "Corpus",
-    "Datastore",
-    "Document",
-    "Index",
-    "InputError",
-    "KNNLogitsProcessor",
-    "KeyLayer",
-    "LanguageModel",
-    "Metric",
-    "NeighborList",
-    "Neighbors",
-    "Recipe",
-    "Retrieval",
-    "Setting",
-    "Split",
-    "Sweep",
-    "TokenStream",
-    "find_cases",
-    "generate",
-    "interpolate",
-    "knn_distribution",
-    "knn_log_prob",
-    "load_corpus",
-    "load_text",
-    "neighbor_shares",
-    "perplexity",
-    "plan",
-    "sliding_windows",
-    "train_language_model",
-    "train_tokenizer",
-]
+
+FILES = {
+    "errors": ["InputError"],
+    "corpora": ["Corpus", "Document", "Split", "load_corpus", "load_text"],
+    "tokens": ["TokenStream", "sliding_windows", "train_tokenizer"],
+    "language_model": ["KeyLayer", "LanguageModel"],
+    "training": ["train_language_model"],
+    "datastore": ["Datastore"],
+    "index": ["Index", "Metric", "Neighbors"],
+    "mixture": ["interpolate", "knn_distribution", "knn_log_prob", "neighbor_shares"],
+    "evaluation": ["Retrieval", "Setting", "Sweep", "perplexity"],
+    "cases": ["Case", "NeighborList", "find_cases"],
+    "generation": ["KNNLogitsProcessor", "generate"],
+    "planner": ["plan"],
+    "recipes": ["RECIPES", "Recipe"],
+    "plotting": [],
+    "progress": [],
+}
+_FILE_OF = {name: file for file, names in FILES.items() for name in names}
+__all__ = sorted(_FILE_OF)
+
+
+def __getattr__(name: str):
+    """Import a file when one of its names is first used: ``import knnlm`` itself is instant."""
+    if name in FILES:
+        return importlib.import_module(f"knnlm.{name}")
+    if name in _FILE_OF:
+        return getattr(importlib.import_module(f"knnlm.{_FILE_OF[name]}"), name)
+    raise AttributeError(f"module 'knnlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *FILES, "__version__"]

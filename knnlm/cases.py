@@ -91,7 +91,7 @@ def find_cases(
     Parameters
     ----------
     setting
-        What :meth:`~knnlm.evaluation.Sweep.best` returns, instead of ``k``, ``lam``, ``temperature``.
+        What :meth:`~knnlm.evaluation.Sweep.best` returns, instead of the three numbers below.
     top
         How many.
     sort

@@ -298,7 +298,7 @@ class Datastore:
         return np.where(ids < 0, np.int32(-1), self.values[np.maximum(ids, 0)])
 
     def context(self, row: int, length: int = 16) -> np.ndarray:
-        """Return the ids of the last ``length`` tokens before the value of ``row``, in its document."""
+        """Return the last ``length`` token ids before a row's value, within its document."""
         starts = np.asarray(self.record["document_starts"])
         first = max(int(starts[document_of(starts, row)]), row - length + 1)
         if first > 0:

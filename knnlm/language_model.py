@@ -121,7 +121,7 @@ def find_module(model: PreTrainedModel, key_layer: str) -> tuple[torch.nn.Module
     return block.get_submodule(norm), "input" if kind.endswith("before_norm") else "output"
 
 
-class _Enough(Exception):  # noqa: N818  (no error: every tap has its vectors)
+class _Enough(Exception):
     """Ends a forward pass once the last tap has been read."""
 
 

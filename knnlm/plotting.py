@@ -1,0 +1,194 @@
+"""The book's figures, in one style: each takes what the module returns and answers one question."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from knnlm.cases import Case
+from knnlm.evaluation import Sweep
+from knnlm.tokens import Window
+
+# Okabe and Ito's colors, which people with any color vision tell apart.
+LM, KNN, MIX, GRAY = "#0072b2", "#e69f00", "#009e73", "#8a8a8a"
+CYCLE = [LM, KNN, MIX, "#cc79a7", "#56b4e9", "#d55e00", "#5f5f5f"]
+
+
+def use_style() -> None:
+    """Set the book's look for all figures that follow; in a notebook, draw them as SVG."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7, 3.8),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "font.family": "sans-serif",
+            "font.size": 12,
+            "axes.titlesize": 13,
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.prop_cycle": plt.cycler(color=CYCLE),
+            "grid.color": "#dddddd",
+            "lines.linewidth": 2,
+            "legend.frameon": False,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "knnlm",
+        }
+    )
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("svg", metadata={"Date": None})
+    except ImportError:
+        pass
+
+
+def loss_curve(curve: Sequence[dict]) -> Figure:
+    """Draw the loss over the tokens read, on training and held-out text, in nats per token."""
+    figure, axes = plt.subplots()
+    rows = pd.DataFrame(curve)
+    for column, label, style in (
+        ("loss", "training text", "-"),
+        ("validation_loss", "held-out countries", "o"),
+    ):
+        if column in rows:
+            known = rows.dropna(subset=[column])
+            axes.plot(known["tokens"] / 1e6, known[column], style, label=label)
+    axes.set(xlabel="tokens read, millions", ylabel="loss, nats per token")
+    axes.legend()
+    return figure
+
+
+def windows(drawn: Sequence[Window]) -> Figure:
+    """Draw sliding windows: what each reads only as context, and which positions it gives."""
+    figure, axes = plt.subplots(figsize=(7, 0.42 * len(drawn) + 1.2))
+    for row, window in enumerate(drawn):
+        axes.barh(row, window.first - window.start, left=window.start, color="#d9d9d9")
+        axes.barh(row, window.stop - window.first, left=window.first, color=KNN)
+    axes.barh(0, 0, color="#d9d9d9", label="read as context")
+    axes.barh(0, 0, color=KNN, label="gives keys")
+    axes.set(xlabel="position in the token stream", ylabel="window", yticks=range(len(drawn)))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="upper right")
+    return figure
+
+
+def index_comparison(table: pd.DataFrame) -> Figure:
+    """Draw perplexity against search speed, an index a point; columns as in notebook 03."""
+    figure, axes = plt.subplots()
+    for i, (name, row) in enumerate(table.iterrows()):
+        axes.plot(row["queries_per_second"], row["perplexity"], "o", ms=9, color=CYCLE[i % 7])
+        axes.annotate(
+            name,
+            (row["queries_per_second"], row["perplexity"]),
+            xytext=(6, 6),
+            textcoords="offset points",
+            fontsize=10,
+        )
+    axes.set(
+        xscale="log", xlabel="queries per second (log scale)", ylabel="perplexity, lower is better"
+    )
+    axes.margins(x=0.25, y=0.15)
+    return figure
+
+
+def sweep_curves(sweep: Sweep) -> Figure:
+    """Draw perplexity over λ, one line for each k at its best temperature, the LM as a level."""
+    figure, axes = plt.subplots()
+    for k in sorted(sweep.table["k"].unique()):
+        best = sweep.best(k=k)
+        rows = sweep.table[
+            (sweep.table["k"] == k) & (sweep.table["temperature"] == best.temperature)
+        ]
+        (line,) = axes.plot(
+            rows["lam"], rows["perplexity"], label=f"k = {k}, T = {best.temperature:g}"
+        )
+        axes.plot(best.lam, best.perplexity, "o", color=line.get_color())
+    level = sweep.perplexity_lm
+    axes.axhline(level, color=GRAY, ls="--", lw=1.5, label="language model")
+    lowest = sweep.table["perplexity"].min()
+    axes.set(
+        xlabel="λ, the share of p_kNN",
+        ylabel="perplexity, lower is better",
+        ylim=(lowest - 0.15 * (level - lowest), level + 0.6 * (level - lowest)),
+    )
+    axes.legend(fontsize=10, ncols=2)
+    return figure
+
+
+def sweep_surface(sweep: Sweep, k: int) -> Figure:
+    """Draw perplexity over λ and temperature at one k as a map, its lowest point marked."""
+    table = sweep.table[sweep.table["k"] == k]
+    surface = table.pivot(index="temperature", columns="lam", values="perplexity")
+    figure, axes = plt.subplots()
+    lowest = surface.to_numpy().min()
+    image = axes.pcolormesh(
+        surface.columns,
+        surface.index,
+        surface,
+        vmin=lowest,
+        vmax=sweep.perplexity_lm * 1.1,
+        cmap="viridis_r",
+        shading="nearest",
+    )
+    best = sweep.best(k=k)
+    axes.plot(best.lam, best.temperature, "*", ms=16, color="white", mec="black")
+    axes.set(xlabel="λ, the share of p_kNN", ylabel="temperature T", yscale="log")
+    axes.grid(visible=False)
+    figure.colorbar(image, label="perplexity", extend="max")
+    return figure
+
+
+def gain_by_group(table: pd.DataFrame, label: str) -> Figure:
+    """Draw nats per token saved by the mixture, a bar a group; columns ``gain`` and ``share``."""
+    figure, axes = plt.subplots()
+    places = np.arange(len(table))
+    axes.bar(places, table["gain"], color=[MIX if g >= 0 else CYCLE[5] for g in table["gain"]])
+    for place, (gain, share) in enumerate(zip(table["gain"], table["share"], strict=True)):
+        axes.annotate(
+            f"{share:.0%}",
+            (place, max(gain, 0)),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=10,
+        )
+    axes.set(xlabel=label, ylabel="nats saved per token", xticks=places)
+    axes.set_xticklabels(table.index)
+    axes.axhline(0, color="black", lw=1)
+    axes.margins(y=0.15)
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+def _readable(token: str) -> str:
+    return token.replace("\n", "⏎").replace(" ", "␣") or "∅"
+
+
+def case(shown: Case, most_likely: int = 5) -> Figure:
+    """Draw one token: the three distributions' likeliest tokens, the true one in bold."""
+    figure, axes = plt.subplots(1, 3, figsize=(8, 2.6), sharex=True)
+    for ax, title, pairs, color in zip(
+        axes,
+        ("p_LM", "p_kNN", "mixture"),
+        (shown.lm, shown.knn, shown.knn_lm),
+        (LM, KNN, MIX),
+        strict=True,
+    ):
+        pairs = pairs[:most_likely]
+        ax.barh(range(len(pairs)), [p for _, p in pairs], color=color)
+        ax.set_yticks(range(len(pairs)))
+        for tick, (token, _) in zip(
+            ax.set_yticklabels([_readable(token) for token, _ in pairs]), pairs, strict=True
+        ):
+            if token == shown.label:
+                tick.set_fontweight("bold")
+        ax.set(title=title, xlabel="probability", xlim=(0, 1))
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+    return figure
