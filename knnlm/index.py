@@ -141,25 +141,31 @@ class Index:
         if (path / "index.json").exists():
             record = read_record(path, "index")
             refuse_differences(record, wanted, path)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (
+            not path.is_dir() or any(file.name != "index.faiss.part" for file in path.iterdir())
+        ):
             raise InputError(f"{path} holds something that is no index. Choose another folder.")
         else:
-            record = {"format": FORMAT, **wanted, "rows_done": -1, "seconds": 0.0}
+            record = {"format": FORMAT, **wanted, "rows_done": -1, "bytes": 0, "seconds": 0.0}
         path.mkdir(parents=True, exist_ok=True)
         record["nprobe"] = min(nprobe, ivf.nlist) if ivf else None
         record["datastore_path"] = os.path.relpath(datastore.path, path)
-        build = cls(path, record, datastore, index)
-        if record["rows_done"] < n:
+        file = path / "index.faiss"
+        if record["rows_done"] == n and file.exists() and file.stat().st_size == record["bytes"]:
+            write_json(path / "index.json", record)
+        else:
+            build = cls(path, record, datastore, index)
             build._fill()
-        build._save()
+            build._save()
         return cls.open(path)
 
     def _fill(self) -> None:
         record, keys = self.record, self.datastore.keys
         n = len(keys)
         begun = time.perf_counter()
-        if record["rows_done"] >= 0:
+        if 0 <= record["rows_done"] < n:
             self.faiss_index = faiss.read_index(str(self.path / "index.faiss"))
+            record["rows_done"] = self.faiss_index.ntotal  # a kill may have come before the json
         else:
             self._train(keys)
             record["rows_done"] = 0
