@@ -123,23 +123,24 @@ class Datastore:
         try:
             stream = lm.encode(text, spool)
             lm.windows(len(stream), window, stride)  # complains before anything is written
+            wanted = {
+                "model": lm.fingerprint,
+                "tokenizer": lm.tokenizer_fingerprint,
+                "key_layer": str(key_layer),
+                "dtype": dtype,
+                "window": window,
+                "stride": stride,
+                "precision": lm.precision,
+                "text": stream.fingerprint,
+            }
+            record = None
+            if (path / "datastore.json").exists():
+                record = read_record(path, "datastore")
+                refuse_differences(record, wanted, path)
         except InputError:
             spool.unlink(missing_ok=True)
             raise
-        wanted = {
-            "model": lm.fingerprint,
-            "tokenizer": lm.tokenizer_fingerprint,
-            "key_layer": str(key_layer),
-            "dtype": dtype,
-            "window": window,
-            "stride": stride,
-            "precision": lm.precision,
-            "text": stream.fingerprint,
-        }
-        if (path / "datastore.json").exists():
-            record = read_record(path, "datastore")
-            refuse_differences(record, wanted, path)
-        else:
+        if record is None:
             np.save(path / "values.npy", stream.tokens[1:])
             record = {
                 "format": FORMAT,
@@ -187,7 +188,7 @@ class Datastore:
                 if not np.isfinite(rows).all():
                     raise InputError(
                         f"A key at positions {reading.first} to {reading.stop - 1} does not fit "
-                        f"{record['dtype']}. Build the store with dtype float32."
+                        f"{record['dtype']}. Build another store with dtype float32."
                     )
                 if keys is None:
                     record["dim"] = rows.shape[1]
@@ -245,15 +246,15 @@ class Datastore:
             try:
                 array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
-                return f"{name}.npy cannot be read ({error}). Build it again."
+                return f"{name}.npy cannot be read ({error}). Delete the folder and build it again."
             if array.shape != shape:
-                return f"{name}.npy is {array.shape}, the record says {shape}. Build it again."
+                return f"{name}.npy is {array.shape}, the record says {shape}. Delete the folder and build it again."
             if checksums:
                 crc = 0
                 for lo in range(0, len(array), 1 << 18):
                     crc = zlib.crc32(np.ascontiguousarray(array[lo : lo + (1 << 18)]), crc)
                 if crc != record[f"{name}_crc32"]:
-                    return f"the checksum of {name}.npy is wrong. Build it again."
+                    return f"the checksum of {name}.npy is wrong. Delete the folder and build it again."
         return None
 
     def check_model(self, lm: LanguageModel) -> None:
