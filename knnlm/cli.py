@@ -21,7 +21,6 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-import knnlm.progress
 from knnlm.errors import InputError
 
 app = typer.Typer(
@@ -69,7 +68,7 @@ class Command(TyperCommand):
         except typer.BadParameter as error:
             if type(error) is not typer.BadParameter:  # a required option is missing
                 raise
-            _note(f"{error.format_message()} See {ctx.command_path} --help.")
+            _note(f"{error.format_message().rstrip('.')}. See {ctx.command_path} --help.")
             raise typer.Exit(1) from error
 
 
@@ -95,7 +94,7 @@ def command(function: Callable[..., tuple[dict, object]]) -> Callable:
             _note(f"\nInterrupted. {RESUME.get(function.__name__, 'Nothing was kept.')}")
             raise typer.Exit(130) from error
         if record.get("problem"):
-            _note(f"{record['path']} is not whole. {record['problem']}")
+            _note(f"{record['path']}: {record['problem']}")
             raise typer.Exit(1)
 
     own = signature(function)
@@ -115,6 +114,8 @@ def _hush(quiet: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     if quiet:
+        import knnlm.progress
+
         knnlm.progress.quiet = True
         os.environ["HF_HUB_VERBOSITY"] = "error"
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # those of transformers, too
@@ -313,7 +314,7 @@ def train(
 @command
 def plan(
     tokens: Annotated[int, Option(min=1, help="Tokens of text: a key each.")],
-    dim: Annotated[int, Option(min=1, help="Width of a key: the model's hidden size.")],
+    dim: Annotated[int, Option(min=1, max=1 << 16, help="Width of a key: of the model.")],
     factory: Annotated[str, Option(help="FAISS's factory string.")] = "Flat",
     dtype: Annotated[str, Option(help="float16 or float32.")] = "float16",
 ):
@@ -492,30 +493,15 @@ def sweep(
     if csv:
         surface.table.to_csv(csv, index=False)
     if figure:
-        _draw(surface, rows, figure)
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from knnlm import plotting
+
+        plotting.use_style()
+        plotting.sweep_curves(surface).savefig(figure)
     table = _table(["k", "best λ", "best T", "perplexity"], rows)
     return record | {"grid": surface.table.to_dict("records")}, [record, "", table]
-
-
-def _draw(surface, rows, file: Path) -> None:
-    """Draw perplexity over λ, a line for each k at its best temperature."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    table = surface.table
-    for row in rows:
-        line = table[(table["k"] == row.k) & (table["temperature"] == row.temperature)]
-        axes.plot(line["lam"], line["perplexity"], label=f"k = {row.k}, T = {row.temperature:g}")
-    axes.axhline(surface.perplexity_lm, color="gray", ls=":", label="language model alone")
-    lowest = min(row.perplexity for row in rows)
-    axes.set_ylim(0.97 * lowest, max(1.25 * surface.perplexity_lm, 1.5 * lowest))
-    axes.set(xlabel="λ, the share of p_kNN", ylabel="perplexity per token")
-    axes.legend(frameon=False)
-    figure.savefig(file)
-    plt.close(figure)
 
 
 @command

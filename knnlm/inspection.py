@@ -30,7 +30,7 @@ def describe(path: str | Path, checksums: bool = True) -> dict:
     known = [told_by for file, told_by in KINDS.items() if (path / file).exists()]
     if not known:
         state = "holds nothing that knnlm knows" if path.exists() else "does not exist"
-        problem = f"It {state}. Give what knnlm train, build or index wrote."
+        problem = f"it {state}. Give what knnlm train, build or index wrote."
         return {**found, "complete": False, "problem": problem}
     found["kind"], read = known[0]
     files = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
@@ -40,7 +40,7 @@ def describe(path: str | Path, checksums: bool = True) -> dict:
     except (InputError, OSError) as error:
         problem = str(error)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        problem = f"It cannot be read ({str(error).splitlines()[0]}). Make it again."
+        problem = f"it cannot be read ({str(error).splitlines()[0]}). Make it again."
     return {**found, "complete": problem is None, "problem": problem}
 
 
@@ -61,8 +61,9 @@ def training_summary(folder: Path) -> dict:
 
 
 def _told(record: dict) -> dict:
-    """Return a record without its lists, which have an entry for each document."""
-    told = {name: value for name, value in record.items() if not isinstance(value, list)}
+    """Return a record without its lists, an entry for each document, and what no person reads."""
+    left_out = ("format", "first_token", "keys_crc32", "values_crc32", "bytes")
+    told = {n: v for n, v in record.items() if n not in left_out and not isinstance(v, list)}
     return (
         told | {"documents": len(record["document_names"])} if "document_names" in record else told
     )
@@ -111,7 +112,7 @@ def _model(path: Path, found: dict, checksums: bool) -> None:
 
 
 def _unfinished(path: Path, found: dict, checksums: bool) -> str:
-    return "It was interrupted while it was made. Run the same command again."
+    return "it was interrupted while it was made. Run the same command again."
 
 
 KINDS = {
