@@ -124,7 +124,7 @@ def test_the_sweep_is_the_perplexity_of_each_setting(retrieval):
 
 
 def test_a_sweep_of_more_neighbors_than_were_retrieved_is_refused(retrieval):
-    with pytest.raises(InputError, match="k = 33 .* 32 neighbors"):
+    with pytest.raises(InputError, match=r"k = 33 .* 32 neighbors"):
         retrieval.sweep(lam=[0.5], temperature=[1], k=[8, 33])
 
 
