@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from knnlm.errors import InputError
-from knnlm.language_model import KeyLayer, LanguageModel
+from knnlm.language_model import KeyLayer, LanguageModel, find_module
 from knnlm.progress import progress
 from knnlm.tokens import document_of
 
@@ -116,13 +116,14 @@ class Datastore:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             if not (path / "datastore.json").exists() and not (path / "tokens.part").exists():
                 raise InputError(f"{path} holds something that is no datastore. Choose another.")
+        find_module(lm.model, str(key_layer))  # complains before anything is written
         path.mkdir(parents=True, exist_ok=True)
         window = lm.context if window is None else window
         stride = max(1, window // 2) if stride is None else stride
         spool = path / "tokens.part"
         try:
             stream = lm.encode(text, spool)
-            lm.windows(len(stream), window, stride)  # complains before anything is written
+            lm.windows(len(stream), window, stride)
             wanted = {
                 "model": lm.fingerprint,
                 "tokenizer": lm.tokenizer_fingerprint,
@@ -139,6 +140,8 @@ class Datastore:
                 refuse_differences(record, wanted, path)
         except InputError:
             spool.unlink(missing_ok=True)
+            if not any(path.iterdir()):
+                path.rmdir()
             raise
         if record is None:
             np.save(path / "values.npy", stream.tokens[1:])
@@ -241,20 +244,21 @@ class Datastore:
                 f"{record['rows_done']:,} of {record['keys']:,} keys are there. "
                 "Run the same build again: it goes on from there."
             )
+        anew = "Delete the folder and build it again."
         shapes = {"keys": (record["keys"], record["dim"]), "values": (record["keys"],)}
         for name, shape in shapes.items():
             try:
                 array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
-                return f"{name}.npy cannot be read ({error}). Delete the folder and build it again."
+                return f"{name}.npy cannot be read ({error}). {anew}"
             if array.shape != shape:
-                return f"{name}.npy is {array.shape}, the record says {shape}. Delete the folder and build it again."
+                return f"{name}.npy is {array.shape}, the record says {shape}. {anew}"
             if checksums:
                 crc = 0
                 for lo in range(0, len(array), 1 << 18):
                     crc = zlib.crc32(np.ascontiguousarray(array[lo : lo + (1 << 18)]), crc)
                 if crc != record[f"{name}_crc32"]:
-                    return f"the checksum of {name}.npy is wrong. Delete the folder and build it again."
+                    return f"the checksum of {name}.npy is wrong. {anew}"
         return None
 
     def check_model(self, lm: LanguageModel) -> None:
