@@ -188,6 +188,8 @@ CORPORA = {
 def _hub_corpus(spec: str) -> Corpus:
     """Return a corpus over a streamed Hugging Face dataset, ``name`` or ``name:config``."""
     name, _, config = spec.partition(":")
+    if not name.strip("/"):
+        raise InputError("hf: names no dataset. Write hf:owner/dataset or hf:owner/dataset:config.")
 
     def read() -> Iterator[Document]:
         import datasets
@@ -286,7 +288,7 @@ def load_text(*specs: str | Path, split_documents: bool = False) -> Split:
         if spec.startswith("hf:"):
             corpus, split = (head, tail) if tail in (*SPLITS, "all") else (spec, "all")
             parts.append(load_corpus(corpus).split(split))
-        elif path.exists():
+        elif spec and path.exists():
             if path.is_dir() and not any(path.rglob("*.txt")):
                 raise InputError(f"The folder {spec} holds no .txt file. Put one document in each.")
             parts.append(Split(path.stem, lambda path=path: _read_path(path, split_documents)))

@@ -18,6 +18,7 @@ from knnlm.tokens import document_of
 
 FORMAT = 1
 CHECKPOINT_SECONDS = 30
+REBUILD = "Delete the folder and build it again."
 
 
 def write_json(path: Path, record: dict) -> None:
@@ -244,7 +245,7 @@ class Datastore:
                 f"{record['rows_done']:,} of {record['keys']:,} keys are there. "
                 "Run the same build again: it goes on from there."
             )
-        anew = "Delete the folder and build it again."
+        anew = "{REBUILD}"
         shapes = {"keys": (record["keys"], record["dim"]), "values": (record["keys"],)}
         for name, shape in shapes.items():
             try:

@@ -28,7 +28,7 @@ def perplexity(log_probs: np.ndarray, units: int | None = None) -> float:
     >>> perplexity(np.log([0.5, 0.125]))
     4.0
     """
-    total = -np.sum(log_probs, dtype=np.float64)
+    total = -np.sum(np.asarray(log_probs, dtype=np.float64))
     return float(np.exp(total / (len(log_probs) if units is None else units)))
 
 
@@ -305,7 +305,7 @@ class Retrieval:
                 for j, share in enumerate(lam.tolist()):
                     totals[:, j] += interpolate(lm, knn, share).sum(axis=-1).T
                 bar.update(len(distances))
-        totals[:, lam == 0] = self.lm_log_prob.sum(dtype=np.float64)  # to the last bit
+        totals[:, lam == 0] = self.lm_log_prob.astype(np.float64).sum()  # to the last bit
         grid = pd.MultiIndex.from_product(
             [k.tolist(), lam.tolist(), temperature.tolist()], names=["k", "lam", "temperature"]
         )

@@ -54,7 +54,7 @@ def index_factory(dim: int, factory: str, metric: str) -> faiss.Index:
     except RuntimeError as error:
         raise InputError(
             f"FAISS makes no index {factory!r} over {dim} dimensions: "
-            f"{str(error).splitlines()[0].split(': ')[-1]} "
+            f"{str(error).splitlines()[0].split(': ')[-1].rstrip('.')}. "
             "Try Flat, IVF1024,RaBitQfs, IVF1024,PQ32 or HNSW32."
         ) from error
 

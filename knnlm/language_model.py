@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -264,13 +265,21 @@ class LanguageModel:
                 "Give what knnlm train or save_pretrained wrote."
             )
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(
-                f"The model {str(name)!r} cannot be loaded: {str(error).splitlines()[0]} "
+                f"The model {str(name)!r} cannot be loaded: {str(error).splitlines()[0].rstrip('.')}. "
                 "Give a folder that save_pretrained wrote, or a hub name while connected."
             ) from error
+        if loading["missing_keys"] or len(tokenizer) < 2:
+            lacks = min(loading["missing_keys"], default="its tokenizer")
+            raise InputError(
+                f"The model {str(name)!r} is not whole: {lacks} is missing. Give a folder to which "
+                "save_pretrained wrote the model and its tokenizer."
+            )
         return cls(model, tokenizer, str(name), device, precision)
 
     @cached_property
