@@ -18,7 +18,6 @@ from knnlm.tokens import document_of
 
 FORMAT = 1
 CHECKPOINT_SECONDS = 30
-REBUILD = "Delete the folder and build it again."
 
 
 def write_json(path: Path, record: dict) -> None:
@@ -45,10 +44,10 @@ def read_record(folder: Path, kind: str) -> dict:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}. Delete {folder} and build again.") from error
-    if record.get("format") != FORMAT:
+    made = record.get("format") if isinstance(record, dict) else None
+    if made != FORMAT:
         raise InputError(
-            f"{folder} has format {record.get('format')}, this knnlm reads format {FORMAT}. "
-            "Build it again."
+            f"{folder} has format {made}, this knnlm reads format {FORMAT}. Build it again."
         )
     return record
 
@@ -245,7 +244,7 @@ class Datastore:
                 f"{record['rows_done']:,} of {record['keys']:,} keys are there. "
                 "Run the same build again: it goes on from there."
             )
-        anew = "{REBUILD}"
+        anew = "Delete the folder and build it again."
         shapes = {"keys": (record["keys"], record["dim"]), "values": (record["keys"],)}
         for name, shape in shapes.items():
             try:

@@ -39,8 +39,10 @@ def describe(path: str | Path, checksums: bool = True) -> dict:
         problem = read(path, found, checksums)
     except (InputError, OSError) as error:
         problem = str(error)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        problem = f"it cannot be read ({str(error).splitlines()[0]}). Make it again."
+    except RuntimeError:
+        problem = "FAISS cannot read index.faiss. Build it again."
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"its record cannot be read ({error!r}). Make it again."
     return {**found, "complete": problem is None, "problem": problem}
 
 

@@ -270,8 +270,9 @@ class LanguageModel:
             )
             tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
             raise InputError(
-                f"The model {str(name)!r} cannot be loaded: {str(error).splitlines()[0].rstrip('.')}. "
+                f"The model {str(name)!r} cannot be loaded: {reason}. "
                 "Give a folder that save_pretrained wrote, or a hub name while connected."
             ) from error
         if loading["missing_keys"] or len(tokenizer) < 2:
