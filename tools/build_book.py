@@ -69,7 +69,9 @@ def digest_html() -> str | None:
 
 def digest_code(notebook) -> str:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return digest(*(json.dumps([cell.source, cell.metadata.get("tags", [])]).encode() for cell in cells))
+    return digest(
+        *(json.dumps([cell.source, cell.metadata.get("tags", [])]).encode() for cell in cells)
+    )
 
 
 def read_stamps() -> dict:
@@ -87,7 +89,10 @@ def write_stamps(stamps: dict) -> None:
 
 
 def notebooks() -> dict[str, nbformat.NotebookNode]:
-    return {path.stem: nbformat.read(path, as_version=4) for path in sorted(ROOT.glob("notebooks/*.ipynb"))}
+    return {
+        path.stem: nbformat.read(path, as_version=4)
+        for path in sorted(ROOT.glob("notebooks/*.ipynb"))
+    }
 
 
 def recorded(chapter: str) -> str | None:
@@ -152,12 +157,16 @@ def minutes(seconds: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the book into _build/html.")
-    parser.add_argument("--force", action="store_true", help="build the pages though nothing changed")
+    parser.add_argument(
+        "--force", action="store_true", help="build the pages though nothing changed"
+    )
     force = parser.parse_args().force
 
     start = time.monotonic()
     stamps = read_stamps()
-    inputs = digest(sys.version.encode(), digest_files(*INPUTS, *ROOT.glob("notebooks/*.ipynb")).encode())
+    inputs = digest(
+        sys.version.encode(), digest_files(*INPUTS, *ROOT.glob("notebooks/*.ipynb")).encode()
+    )
     unchanged = stamps.get("inputs") == inputs and stamps.get("html") == digest_html()
     if unchanged and not force:
         print(f"The book is up to date: {HTML.relative_to(ROOT)}/index.html")
@@ -178,7 +187,10 @@ def main() -> int:
     if status == 0:
         print(f"Built the book in {took}: {HTML.relative_to(ROOT)}/index.html")
     else:
-        print(f"The book was not built ({took}). Mend the warnings above; what ran is kept.", file=sys.stderr)
+        print(
+            f"The book was not built ({took}). Mend the warnings above; what ran is kept.",
+            file=sys.stderr,
+        )
     return 1 if status else 0
 
 

@@ -67,7 +67,9 @@ def look_up(reference: str, folder: Path) -> str:
     try:
         return write(values[key], spec.strip())
     except (TypeError, ValueError):
-        raise ValueError(f"'{reference}': the format '{spec}' does not fit {values[key]!r}") from None
+        raise ValueError(
+            f"'{reference}': the format '{spec}' does not fit {values[key]!r}"
+        ) from None
 
 
 def write(value, spec: str) -> str:

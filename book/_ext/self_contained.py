@@ -37,8 +37,12 @@ def copy_mathjax(app, exception):
 def unplug_thebe(app):
     """Remove what sphinx-thebe registered; its scripts and settings then reach no page."""
     for listeners in app.events.listeners.values():
-        listeners[:] = [one for one in listeners if not one.handler.__module__.startswith("sphinx_thebe")]
-    app.registry.css_files[:] = [one for one in app.registry.css_files if one[0] != "sphinx-thebe.css"]
+        listeners[:] = [
+            one for one in listeners if not one.handler.__module__.startswith("sphinx_thebe")
+        ]
+    app.registry.css_files[:] = [
+        one for one in app.registry.css_files if one[0] != "sphinx-thebe.css"
+    ]
 
 
 def setup(app):

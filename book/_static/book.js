@@ -19,8 +19,30 @@
     }
   }
 
+  /** The search button shows "Search Ctrl+K" and is called "Search": let it be called what it shows. */
+  function nameSearchButton() {
+    document.querySelectorAll(".search-button-field").forEach((button) => {
+      button.removeAttribute("aria-label");
+    });
+  }
+
+  /** Sphinx sets a long signature as a list of descriptions with no terms. */
+  function flattenSignatures() {
+    document.querySelectorAll("dt.sig dl").forEach((list) => list.setAttribute("role", "presentation"));
+  }
+
+  /** The bibliography is marked as a list whose entries have a role that is no longer in use. */
+  function listReferences() {
+    document.querySelectorAll(".citation-list > .citation").forEach((entry) => {
+      entry.setAttribute("role", "listitem");
+    });
+  }
+
   window.addEventListener("load", () => {
+    flattenSignatures();
+    listReferences();
     nameLandmarks();
+    nameSearchButton();
     reachScrollable();
     if (window.MathJax && window.MathJax.startup) window.MathJax.startup.promise.then(reachScrollable);
   });
