@@ -194,4 +194,8 @@ def _alone(folder: Path) -> filelock.FileLock:
     return filelock.FileLock(f"{folder}.lock")
 
 
-RECIPES = {"factbook": Recipe()}
+RECIPES = {
+    "factbook": Recipe(),
+    # The same steps in two minutes, with a model that predicts poorly: to try things out.
+    "small": Recipe(layers=2, width=64, heads=2, steps=150, factory="IVF256,RaBitQfs", k=64),
+}
