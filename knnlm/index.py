@@ -54,9 +54,14 @@ def index_factory(dim: int, factory: str, metric: str) -> faiss.Index:
     except RuntimeError as error:
         raise InputError(
             f"FAISS makes no index {factory!r} over {dim} dimensions: "
-            f"{str(error).splitlines()[0].split(': ')[-1].rstrip('.')}. "
+            f"{_reason(error)}. "
             "Try Flat, IVF1024,RaBitQfs, IVF1024,PQ32 or HNSW32."
         ) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return what FAISS says, without where in its source it says so."""
+    return str(error).splitlines()[0].split(": ")[-1].rstrip(".")
 
 
 def _ivf(index: faiss.Index):
@@ -128,6 +133,8 @@ class Index:
         path = datastore.path / "index" if path is None else Path(path)
         index = index_factory(datastore.dim, factory, metric)
         ivf = _ivf(index)
+        if ivf is not None and ivf.nlist < 1:
+            raise InputError(f"{factory} has no list to hold a key. Give 1 or more behind IVF.")
         n = len(datastore)
         if train_size is None:
             train_size = max(64 * ivf.nlist if ivf else 0, 1 << 16)
@@ -155,7 +162,20 @@ class Index:
             write_json(path / "index.json", record)
         else:
             build = cls(path, record, datastore, index)
-            build._fill()
+            try:
+                build._fill()
+            except (InputError, RuntimeError) as error:
+                if record["rows_done"] <= 0:  # nothing to go on from: it would be in the way
+                    for name in ("index.json", "index.faiss"):
+                        (path / name).unlink(missing_ok=True)
+                    if not any(path.iterdir()):
+                        path.rmdir()
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(
+                    f"FAISS cannot build {factory!r} over {datastore.path}: {_reason(error)}. "
+                    "Choose another factory string."
+                ) from error
             build._save()
         return cls.open(path)
 
