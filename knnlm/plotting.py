@@ -111,34 +111,42 @@ def sweep_curves(sweep: Sweep) -> Figure:
         axes.plot(best.lam, best.perplexity, "o", color=line.get_color())
     level = sweep.perplexity_lm
     axes.axhline(level, color=GRAY, ls="--", lw=1.5, label="language model")
-    lowest = sweep.table["perplexity"].min()
+    lowest = min(level, sweep.table["perplexity"].min())
+    height = max(level - lowest, 0.05 * level)
     axes.set(
         xlabel="λ, the share of p_kNN",
         ylabel="perplexity, lower is better",
-        ylim=(lowest - 0.15 * (level - lowest), level + 0.6 * (level - lowest)),
+        ylim=(lowest - 0.15 * height, level + 0.6 * height),
     )
     axes.legend(fontsize=10, ncols=2)
     return figure
 
 
 def sweep_surface(sweep: Sweep, k: int) -> Figure:
-    """Draw perplexity over λ and temperature at one k as a map, its lowest point marked."""
+    """Draw perplexity over λ and temperature at one k as a map, its lowest point marked.
+
+    A dashed line shows where the mixture is as good as the language model alone.
+    """
     table = sweep.table[sweep.table["k"] == k]
     surface = table.pivot(index="temperature", columns="lam", values="perplexity")
     figure, axes = plt.subplots()
     lowest = surface.to_numpy().min()
+    highest = sweep.perplexity_lm + 0.3 * (sweep.perplexity_lm - lowest)
+    clipped = surface.clip(upper=highest)  # infinite where λ = 1
     image = axes.pcolormesh(
-        surface.columns,
-        surface.index,
-        surface,
-        vmin=lowest,
-        vmax=sweep.perplexity_lm * 1.1,
-        cmap="viridis_r",
-        shading="nearest",
+        surface.columns, surface.index, clipped, cmap="viridis_r", shading="nearest"
     )
+    inner = clipped.loc[:, surface.columns > 0]  # at λ = 0 it is the language model
+    level = sweep.perplexity_lm
+    if min(inner.shape) > 1 and inner.to_numpy().min() < level < inner.to_numpy().max():
+        line = {"levels": [level], "colors": "white", "linestyles": "dashed"}
+        axes.contour(inner.columns, inner.index, inner, **line)
     best = sweep.best(k=k)
     axes.plot(best.lam, best.temperature, "*", ms=16, color="white", mec="black")
-    axes.set(xlabel="λ, the share of p_kNN", ylabel="temperature T", yscale="log")
+    axes.set(xlabel="λ, the share of p_kNN", ylabel="temperature T (log scale)", yscale="log")
+    ticks = surface.index[:: max(1, len(surface) // 6)]
+    axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
     axes.grid(visible=False)
     figure.colorbar(image, label="perplexity", extend="max")
     return figure
@@ -167,28 +175,30 @@ def gain_by_group(table: pd.DataFrame, label: str) -> Figure:
 
 
 def _readable(token: str) -> str:
-    return token.replace("\n", "⏎").replace(" ", "␣") or "∅"
+    """Return a token with its white space visible, and with no formula in it for matplotlib."""
+    return token.replace("\n", "⏎").replace(" ", "␣").replace("$", r"\$") or "∅"
 
 
 def case(shown: Case, most_likely: int = 5) -> Figure:
     """Draw one token: the three distributions' likeliest tokens, the true one in bold."""
-    figure, axes = plt.subplots(1, 3, figsize=(8, 2.6), sharex=True)
-    for ax, title, pairs, color in zip(
-        axes,
-        ("p_LM", "p_kNN", "mixture"),
+    figure, panels = plt.subplots(3, 1, figsize=(5.6, 0.9 * most_likely + 1.2), sharex=True)
+    for axes, name, pairs, probability, color in zip(
+        panels,
+        ("language model", "neighbors", "mixture"),
         (shown.lm, shown.knn, shown.knn_lm),
+        (shown.lm_probability, shown.knn_probability, shown.knn_lm_probability),
         (LM, KNN, MIX),
         strict=True,
     ):
         pairs = pairs[:most_likely]
-        ax.barh(range(len(pairs)), [p for _, p in pairs], color=color)
-        ax.set_yticks(range(len(pairs)))
-        for tick, (token, _) in zip(
-            ax.set_yticklabels([_readable(token) for token, _ in pairs]), pairs, strict=True
-        ):
-            if token == shown.label:
-                tick.set_fontweight("bold")
-        ax.set(title=title, xlabel="probability", xlim=(0, 1))
-        ax.invert_yaxis()
-        ax.grid(axis="y", visible=False)
+        places = range(len(pairs))
+        bars = axes.barh(places, [p for _, p in pairs], color=color)
+        axes.bar_label(bars, [f"{p:.0%}" for _, p in pairs], padding=3, fontsize=10)
+        axes.set_yticks(places, [_readable(token) for token, _ in pairs])
+        for tick, (token, _) in zip(axes.get_yticklabels(), pairs, strict=True):
+            tick.set_fontweight("bold" if token == shown.label else "normal")
+        axes.set_title(f"{name}: {probability:.2%} for {_readable(shown.label)}")
+        axes.set(xlim=(0, 1.08), ylim=(most_likely - 0.4, -0.6))
+        axes.grid(axis="y", visible=False)
+    axes.set_xlabel("probability")
     return figure
