@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
 from knnlm.cases import Case
 from knnlm.evaluation import Sweep
@@ -59,6 +60,9 @@ def loss_curve(curve: Sequence[dict]) -> Figure:
             known = rows.dropna(subset=[column])
             axes.plot(known["tokens"] / 1e6, known[column], style, label=label)
     axes.set(xlabel="tokens read, millions", ylabel="loss, nats per token")
+    right = axes.secondary_yaxis("right", functions=(np.exp, np.log))
+    right.yaxis.set_major_locator(FixedLocator([5, 10, 20, 50, 100, 200, 500, 1000, 4000]))
+    right.set_ylabel("perplexity")
     axes.legend()
     return figure
 
@@ -79,21 +83,26 @@ def windows(drawn: Sequence[Window]) -> Figure:
 
 
 def index_comparison(table: pd.DataFrame) -> Figure:
-    """Draw perplexity against search speed, an index a point; columns as in notebook 03."""
+    """Draw perplexity over speed, an index a point; the first row is exact search, speed 1."""
     figure, axes = plt.subplots()
+    axes.axhline(table["perplexity"].iloc[0], color=GRAY, ls="--", lw=1.5)
     for i, (name, row) in enumerate(table.iterrows()):
-        axes.plot(row["queries_per_second"], row["perplexity"], "o", ms=9, color=CYCLE[i % 7])
+        axes.plot(row["speed"], row["perplexity"], "o", ms=9, color=CYCLE[i % 7])
         axes.annotate(
             name,
-            (row["queries_per_second"], row["perplexity"]),
-            xytext=(6, 6),
+            (row["speed"], row["perplexity"]),
+            xytext=(0, 8),
             textcoords="offset points",
+            ha="center",
             fontsize=10,
         )
     axes.set(
-        xscale="log", xlabel="queries per second (log scale)", ylabel="perplexity, lower is better"
+        xscale="log",
+        xlabel="speed, exact search = 1 (log scale)",
+        ylabel="perplexity, lower is better",
     )
-    axes.margins(x=0.25, y=0.15)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.margins(x=0.15, y=0.15)
     return figure
 
 
