@@ -249,7 +249,7 @@ class Datastore:
         for name, shape in shapes.items():
             try:
                 array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 return f"{name}.npy cannot be read ({error}). {anew}"
             if array.shape != shape:
                 return f"{name}.npy is {array.shape}, the record says {shape}. {anew}"
