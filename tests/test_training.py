@@ -146,13 +146,9 @@ def test_refuses_what_it_cannot_use(trained, text, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16), (16, 48)])
+@pytest.mark.parametrize("shape", [(5, 16, 16), (5, 16, 64)])
 def test_muon_steps_are_orthogonal(shape):
-    torch.manual_seed(0)
-    (step,) = Muon.orthogonal(torch.randn(1, *shape))
-    parts = step.split(16, dim=1) if shape == (16, 48) else [step]
-    for part in parts:
-        scale = 0.2 * max(part.shape) ** 0.5
-        values = torch.linalg.svdvals(part) / scale
-        assert values.min() > 0.5
-        assert values.max() < 1.3
+    step = Muon.orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    values = torch.linalg.svdvals(step) / (0.2 * shape[2] ** 0.5)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
