@@ -93,12 +93,12 @@ class Recipe:
 
     corpus: str = "factbook"
     vocab_size: int = 4096
-    layers: int = 4
-    width: int = 256
-    heads: int = 4
+    layers: int = 3
+    width: int = 192
+    heads: int = 3
     context: int = 256
-    steps: int = 640
-    batch_size: int = 8
+    steps: int = 1400
+    batch_size: int = 4
     learning_rate: float = 6e-3
     seed: int = 0
     window: int = 256
@@ -197,5 +197,5 @@ def _alone(folder: Path) -> filelock.FileLock:
 RECIPES = {
     "factbook": Recipe(),
     # The same steps in two minutes, with a model that predicts poorly: to try things out.
-    "small": Recipe(layers=2, width=64, heads=2, steps=150, factory="IVF256,RaBitQfs", k=64),
+    "small": Recipe(layers=2, width=64, heads=2, steps=300, factory="IVF256,RaBitQfs", k=64),
 }
