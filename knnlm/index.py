@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -70,6 +71,15 @@ def _ivf(index: faiss.Index):
         return faiss.extract_index_ivf(index)
     except RuntimeError:
         return None
+
+
+def _parts(index: faiss.Index) -> Iterator[faiss.Index]:
+    """Yield an index and those inside it (behind PCA, OPQ, refinement), each as its own type."""
+    while index is not None:
+        index = faiss.downcast_index(index)
+        yield index
+        inner = (getattr(index, name, None) for name in ("index", "base_index", "storage"))
+        index = next(filter(None, inner), None)
 
 
 @dataclass
@@ -209,15 +219,18 @@ class Index:
         if self.faiss_index.is_trained:
             return
         n, size = len(keys), self.record["train_size"]
-        ivf = _ivf(self.faiss_index)
-        least = ivf.nlist if ivf else 1
-        quantizers = [self.faiss_index] if ivf is None else [self.faiss_index, ivf]
-        if ivf:
-            ivf.cp.min_points_per_centroid = 1
-        for part in quantizers:
+        least = 1
+        for part in _parts(self.faiss_index):
+            if hasattr(part, "nlist"):
+                part.cp.min_points_per_centroid = 1
+                least = max(least, part.nlist)
             if hasattr(part, "pq"):
                 part.pq.cp.min_points_per_centroid = 1
                 least = max(least, 1 << part.pq.nbits)
+            if hasattr(part, "do_polysemous_training"):
+                # It orders codes for a way of searching that is not used here, and takes longer
+                # than all other training: 50 times as long for PQ8 over 2,000 keys.
+                part.do_polysemous_training = False
         if size < least:
             raise InputError(
                 f"{self.record['factory']} learns {least:,} centroids, but the training sample has "
