@@ -272,43 +272,39 @@ def train(
     heads: Annotated[int, Option(min=1, help="Attention heads; they share the width.")] = 4,
     context: Annotated[int, Option(min=2, help="Tokens read at once.")] = 256,
     vocab_size: Annotated[int, Option(min=257, help="Tokens of the tokenizer.")] = 4096,
-    steps: Annotated[int, Option(min=1, help="Updates.")] = 640,
-    batch_size: Annotated[int, Option(min=1, help="Windows of --context an update.")] = 8,
-    learning_rate: Annotated[float, Option(help="The highest learning rate.")] = 6e-3,
+    steps: Annotated[int | None, Option(min=1, help="Updates; the book's.")] = None,
+    batch_size: Annotated[int | None, Option(min=1, help="Contexts an update; the book's.")] = None,
+    learning_rate: Annotated[float | None, Option(help="The highest; the book's.")] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted training.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
     seed: Seed = 0,
 ):
     """Train a tokenizer and a small GPT-2-shaped model from scratch."""
-    if not 0 < learning_rate < math.inf:
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise InputError(f"--learning-rate is {learning_rate}. Give a number above 0.")
     from knnlm.corpora import load_text
     from knnlm.inspection import training_summary
     from knnlm.training import train_language_model
 
-    settings = {
-        "layers": layers,
-        "width": width,
-        "heads": heads,
-        "context": context,
-        "vocab_size": vocab_size,
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
+    effort = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     train_language_model(
         load_text(*text, split_documents=split_documents),
         out,
         validation=load_text(*validation_text) if validation_text else None,
+        layers=layers,
+        width=width,
+        heads=heads,
+        context=context,
+        vocab_size=vocab_size,
         precision=precision,
         device=device,
+        seed=seed,
         resume=resume,
-        **settings,
+        **{name: value for name, value in effort.items() if value is not None},
     )
     record = {"model": str(out), **training_summary(out)}
-    return record | settings, record
+    return record, record
 
 
 @command

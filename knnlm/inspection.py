@@ -51,11 +51,10 @@ def training_summary(folder: Path) -> dict:
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     losses = [row["loss"] for row in record["curve"] if "loss" in row]
     return {
-        "text": record["settings"]["text"],
+        **record["settings"],
         "parameters": record["parameters"],
         "tokens_read": record["tokens"],
         "seconds": record["seconds"],
-        "precision": record["settings"]["precision"],
         "loss": losses[-1] if losses else None,
         "validation_loss": record.get("validation_loss"),
         "bits_per_character": record.get("validation_bits_per_character"),

@@ -105,7 +105,7 @@ class Muon(torch.optim.AdamW):
 
     @classmethod
     def orthogonal(cls, x: torch.Tensor) -> torch.Tensor:
-        """Return ``(n, rows, columns)``, rows ≤ columns, with rows orthogonal and scaled as AdamW's.
+        """Return ``(n, rows, columns)``, rows ≤ columns, with rows orthogonal scaled as AdamW's.
 
         Five Newton-Schulz rounds bring all singular values to between 0.7 and 1.2.
         """
