@@ -766,11 +766,10 @@ def test_bad_input_is_one_and_changes_nothing(line, bad, work):
         assert contents(work) == bad
 
 
-def test_bad_input_in_a_process_of_its_own(work, trained):
-    ran = run_apart("evaluate", "--model", "model", "--index", "nosuch", "--text", "test.txt")
-    assert ran.code == 1
-    assert ran.out == ""
-    assert len(ran.err.splitlines()) == 1
+def test_bad_input_in_a_process_of_its_own():
+    ran = run_apart("sweep", "--model", "m", "--index", "i", "--text", "t", "--lam", "2")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == "λ is 2.0. It is a share: choose one from 0 to 1.\n"
 
 
 def test_inspect_tells_what_is_wrong_as_json(bad):
