@@ -8,7 +8,7 @@ import oracle
 import pytest
 from conftest import STRIDE, WINDOW, make_text
 
-from knnlm.corpora import CORPORA, Split, load_corpus
+from knnlm.corpora import Split
 from knnlm.datastore import FORMAT, Datastore
 from knnlm.errors import InputError
 from knnlm.evaluation import ROWS_PER_CHUNK, Retrieval, Setting, perplexity
@@ -19,14 +19,14 @@ METRICS = ("l2_squared", "l2", "inner_product")
 SETTINGS = [(1, 0.3, 1.0), (8, 0.25, 10.0), (8, 0.9, 0.5), (32, 0.6, 3.0), (32, 0.1, 100.0)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def passes(model_folder, text, held_out):
     """The oracle's reading of the datastore's text and of the held-out text."""
     texts = [[document.text for document in split] for split in (text, held_out)]
     return [oracle.read(model_folder, documents, WINDOW, STRIDE) for documents in texts]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def neighbors(passes):
     """The oracle's ranking of all keys, by metric."""
     stored, test = passes
@@ -299,17 +299,3 @@ def test_perplexity_per_word_spreads_the_same_nats_over_words(retrieval, held_ou
     per_token, per_word = perplexity(log_prob), perplexity(log_prob, words)
     assert per_word == pytest.approx(per_token ** (len(log_prob) / words), rel=1e-9)
     assert per_word > per_token
-
-
-@pytest.mark.parametrize("name", CORPORA)
-def test_no_document_is_in_both_datastore_and_test(name):
-    """Neither by name nor by text."""
-    texts, names = {}, {}
-    for part in ("train", "validation", "test"):
-        documents = list(load_corpus(name).split(part))
-        names[part] = {document.name for document in documents}
-        texts[part] = {document.text for document in documents}
-    for sets in (names, texts):
-        assert not sets["train"] & sets["test"]
-        assert not sets["train"] & sets["validation"]
-        assert not sets["validation"] & sets["test"]

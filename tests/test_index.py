@@ -29,7 +29,7 @@ FACTORIES = (
 METRICS = ("l2_squared", "l2", "inner_product")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def queries(store) -> np.ndarray:
     """Between keys: near some, on none."""
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_a_key_is_its_own_nearest_neighbor(flat, store):
         assert not found.distances.any()
 
 
-@pytest.fixture(scope="module", params=FACTORIES)
+@pytest.fixture(scope="session", params=FACTORIES)
 def built(request, store, tmp_path_factory) -> Index:
     """An index of each kind, built with nprobe 4."""
     path = tmp_path_factory.mktemp("index") / "index"
@@ -275,7 +275,7 @@ def test_the_seed_draws_the_training_sample(store, tmp_path):
 
 def test_training_does_nothing_that_searching_does_not_use(store, tmp_path):
     """Polysemous codes: off, for they take longer than all the rest, and change no result."""
-    index = Index.build(store, "OPQ8,IVF16,PQ8x4", path=tmp_path / "index")
+    index = Index.build(store, "PCA16,IVF16,PQ8x4", path=tmp_path / "index")
     inner = faiss.downcast_index(faiss.extract_index_ivf(index.faiss_index))
     assert isinstance(inner, faiss.IndexIVFPQ)
     assert not inner.do_polysemous_training
@@ -286,7 +286,7 @@ def sentences(error) -> int:
 
 
 @pytest.mark.parametrize(
-    "factory", ["Falt", "IVF16,PQ7", "", "IVF,Flat", "PQ8x", "IVF16,Flat,Flat"]
+    "factory", ["Flatt", "IVF16,PQ7", "", "IVF,Flat", "PQ8x", "IVF16,Flat,Flat"]
 )
 def test_a_factory_that_faiss_does_not_know_is_an_error_of_two_sentences(store, tmp_path, factory):
     with pytest.raises(InputError, match="FAISS makes no index") as error:

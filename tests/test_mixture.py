@@ -70,12 +70,12 @@ def test_several_temperatures_and_ks_are_each_computed_alone(found, temperatures
     is_target = tokens == 2
     table = knn_log_prob(distances, is_target, temperatures, ks)
     assert table.shape == (len(temperatures), len(ks), len(distances))
+    assert knn_log_prob(distances, is_target, temperatures[0], ks).shape == table.shape[1:]
+    assert knn_log_prob(distances, is_target, temperatures, ks[0]).shape == table.shape[::2]
     for i, temperature in enumerate(temperatures):
         for j, k in enumerate(ks):
             alone = knn_log_prob(distances[:, :k], is_target[:, :k], temperature)
             np.testing.assert_allclose(table[i, j], alone, rtol=1e-5, atol=1e-6)
-            assert knn_log_prob(distances, is_target, temperature, ks).shape == table.shape[1:]
-            assert knn_log_prob(distances, is_target, temperatures, k).shape == table.shape[::2]
 
 
 @given(neighbors(), TEMPERATURES, st.integers(1, 5))
