@@ -22,6 +22,7 @@ FILES = {
     "generation": ["KNNLogitsProcessor", "generate"],
     "planner": ["plan"],
     "recipes": ["RECIPES", "Recipe"],
+    "inspection": [],
     "plotting": [],
     "progress": [],
 }

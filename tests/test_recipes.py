@@ -1,0 +1,84 @@
+"""Recipes: an artifact is made once, found again by what made it, and shared where it may be."""
+
+import json
+
+import pytest
+from conftest import make_text
+
+from knnlm import recipes
+from knnlm.corpora import Corpus, Document
+from knnlm.recipes import Recipe
+
+
+@pytest.fixture
+def recipe(monkeypatch, tmp_path) -> Recipe:
+    documents = [Document(f"d{i}", make_text(i, 60)) for i in range(20)]
+    corpus = Corpus("tiny", "t", "none", "here", "nobody", lambda: documents)
+    monkeypatch.setenv("KNNLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(recipes, "load_corpus", lambda name: corpus)
+    return Recipe(
+        corpus="tiny",
+        vocab_size=300,
+        layers=1,
+        width=16,
+        heads=2,
+        context=32,
+        steps=3,
+        batch_size=2,
+        window=32,
+        stride=16,
+        factory="Flat",
+        k=4,
+    )
+
+
+def test_the_second_call_reads_what_the_first_made(recipe, monkeypatch):
+    first = recipe.retrieval("test")
+    made = {path: path.stat().st_mtime_ns for path in recipes.cache_folder().rglob("*.*npy")}
+    assert made
+    monkeypatch.setattr(recipes, "train_language_model", None)
+    monkeypatch.setattr(recipes.Datastore, "build", None)
+    monkeypatch.setattr(recipes.Index, "build", None)
+    monkeypatch.setattr(recipes.Retrieval, "run", None)
+    again = recipe.retrieval("test")
+    assert again.perplexity(lam=0.3) == first.perplexity(lam=0.3)
+    assert all(path.stat().st_mtime_ns == time for path, time in made.items())
+
+
+def test_recipes_share_what_they_agree_in_and_nothing_else(recipe):
+    def folders(r: Recipe) -> list[str]:
+        kinds = (
+            ("model", recipes.MODEL_FIELDS, 3),
+            ("datastore", recipes.DATASTORE_FIELDS, 5),
+            ("index", recipes.INDEX_FIELDS, 6),
+        )
+        return [r.folder(kind, fields, sources).name for kind, fields, sources in kinds]
+
+    model, store, index = folders(recipe)
+    assert folders(recipe.but(factory="HNSW8"))[:2] == [model, store]
+    assert folders(recipe.but(factory="HNSW8"))[2] != index
+    assert folders(recipe.but(stride=8))[0] == model
+    assert folders(recipe.but(stride=8))[1] != store
+    assert folders(recipe.but(steps=4))[0] != model
+
+
+def test_the_fingerprint_of_code_sees_code_but_not_words_about_it(monkeypatch, tmp_path):
+    source = 'def f(x):\n    """Say."""\n    return x + 1  # why\n'
+    versions = {
+        "same": source.replace("Say.", "Say more.").replace("  # why", ""),
+        "other": source.replace("+ 1", "+ 2"),
+        "first": source,
+    }
+    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "recipes.py"))
+    for name, text in versions.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    prints = {name: recipes.code_fingerprint.__wrapped__(name) for name in versions}
+    assert prints["first"] == prints["same"] != prints["other"]
+
+
+def test_recorded_numbers_are_plain_json_and_replace_the_earlier(monkeypatch, tmp_path, store):
+    monkeypatch.setenv("KNNLM_RESULTS", str(tmp_path))
+    recipes.record("01_x", a=1, gone=2)
+    recipes.record("01_x", a=store.values[:3].mean(), b="text")
+    written = json.loads((tmp_path / "01_x.json").read_text())
+    assert written == {"a": float(store.values[:3].mean()), "b": "text"}
