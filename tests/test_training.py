@@ -152,3 +152,9 @@ def test_muon_steps_are_orthogonal(shape):
     values = torch.linalg.svdvals(step) / (0.2 * shape[2] ** 0.5)
     assert values.min() > 0.5
     assert values.max() < 1.3
+
+
+def test_a_diverged_training_is_an_error_and_leaves_no_model(text, tmp_path):
+    with pytest.raises(InputError, match="diverged"):
+        train_language_model(text, tmp_path / "m", **{**TINY, "learning_rate": 1e30})
+    assert not (tmp_path / "m" / "config.json").exists()
