@@ -236,7 +236,9 @@ def test_other_inputs_are_refused_with_both_values_and_change_nothing(
     other = make_lm(seed=1)
     tokenizer = train_tokenizer(text, 319)
     retokenized = LanguageModel(lm.model, tokenizer, "other", "cpu", "float32")
+    half = LanguageModel(lm.model, lm.tokenizer, "half", "cpu", "bfloat16")
     changes = {
+        "precision": ({"lm": half}, "bfloat16"),
         "model": ({"lm": other}, other.fingerprint),
         "tokenizer": ({"lm": retokenized}, retokenized.tokenizer_fingerprint),
         "key_layer": ({"key_layer": "block_output"}, "block_output"),
