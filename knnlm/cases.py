@@ -109,9 +109,8 @@ def find_cases(
     if setting is not None:
         k, lam, temperature = setting.k, setting.lam, setting.temperature
     k = min(k, retrieval.k)
-    mixed = retrieval.log_prob(k=k, lam=lam, temperature=temperature)
     if positions is None:
-        gain = mixed - retrieval.lm_log_prob
+        gain = retrieval.log_prob(k=k, lam=lam, temperature=temperature) - retrieval.lm_log_prob
         order = {
             "helped": np.argsort(-gain, kind="stable"),
             "hurt": np.argsort(gain, kind="stable"),

@@ -143,7 +143,12 @@ def sweep_surface(sweep: Sweep, k: int) -> Figure:
     highest = sweep.perplexity_lm + 0.3 * (sweep.perplexity_lm - lowest)
     clipped = surface.clip(upper=highest)  # infinite where λ = 1
     image = axes.pcolormesh(
-        surface.columns, surface.index, clipped, cmap="viridis_r", shading="nearest"
+        surface.columns,
+        surface.index,
+        clipped,
+        cmap="viridis_r",
+        shading="nearest",
+        edgecolors="face",
     )
     inner = clipped.loc[:, surface.columns > 0]  # at λ = 0 it is the language model
     level = sweep.perplexity_lm
@@ -188,6 +193,11 @@ def _readable(token: str) -> str:
     return token.replace("\n", "⏎").replace(" ", "␣").replace("$", r"\$") or "∅"
 
 
+def _percent(p: float) -> str:
+    """Return a probability in percent, with a digit that is not 0 for small ones."""
+    return f"{p:.0%}" if p >= 0.01 else f"{100 * p:.1g}%"
+
+
 def case(shown: Case, most_likely: int = 5) -> Figure:
     """Draw one token: the three distributions' likeliest tokens, the true one in bold."""
     figure, panels = plt.subplots(3, 1, figsize=(5.6, 0.9 * most_likely + 1.2), sharex=True)
@@ -202,11 +212,11 @@ def case(shown: Case, most_likely: int = 5) -> Figure:
         pairs = pairs[:most_likely]
         places = range(len(pairs))
         bars = axes.barh(places, [p for _, p in pairs], color=color)
-        axes.bar_label(bars, [f"{p:.0%}" for _, p in pairs], padding=3, fontsize=10)
+        axes.bar_label(bars, [_percent(p) for _, p in pairs], padding=3, fontsize=10)
         axes.set_yticks(places, [_readable(token) for token, _ in pairs])
         for tick, (token, _) in zip(axes.get_yticklabels(), pairs, strict=True):
             tick.set_fontweight("bold" if token == shown.label else "normal")
-        axes.set_title(f"{name}: {probability:.2%} for {_readable(shown.label)}")
+        axes.set_title(f"{name}: {_percent(probability)} for {_readable(shown.label)}")
         axes.set(xlim=(0, 1.08), ylim=(most_likely - 0.4, -0.6))
         axes.grid(axis="y", visible=False)
     axes.set_xlabel("probability")
