@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from knnlm.errors import InputError
+from knnlm.progress import one_bar
 from knnlm.tokens import TokenStream, Window, sliding_windows, tokenizer_fingerprint
 
 TOKENS_PER_BATCH = 4096
@@ -265,9 +266,10 @@ class LanguageModel:
                 "Give what knnlm train or save_pretrained wrote."
             )
         try:
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True
-            )
+            with one_bar():
+                model, loading = AutoModelForCausalLM.from_pretrained(
+                    name, dtype=torch.float32, output_loading_info=True
+                )
             tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0].rstrip(".")

@@ -1,6 +1,7 @@
 """One progress bar for everything that takes more than two seconds."""
 
 import os
+from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
@@ -26,3 +27,17 @@ def progress(
         dynamic_ncols=True,
         disable=quiet,
     )
+
+
+@contextmanager
+def one_bar():
+    """Keep transformers from showing bars of its own, one for each file that it reads or writes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

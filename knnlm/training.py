@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,11 @@ from transformers import (
     get_wsd_schedule,
     set_seed,
 )
-from transformers.utils import logging
 
 from knnlm.corpora import Split
 from knnlm.errors import InputError
 from knnlm.language_model import LanguageModel, choose_device, choose_precision
-from knnlm.progress import progress
+from knnlm.progress import one_bar, progress
 from knnlm.tokens import TokenStream, sliding_windows, train_tokenizer
 
 VALIDATIONS = 6  # looks at the validation text while training …
@@ -167,18 +165,6 @@ def _validation_row(loss: float, stream: TokenStream) -> dict[str, float]:
     """Return nats per token, and bits per character, which compare across tokenizers."""
     bits = loss * (len(stream) - 1) / stream.characters / math.log(2)
     return {"validation_loss": loss, "validation_bits_per_character": bits}
-
-
-@contextmanager
-def _one_bar():
-    """Keep transformers from showing bars of its own, one for each file that it writes."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _last_checkpoint(out: Path) -> Path | None:
@@ -354,7 +340,7 @@ def train_language_model(
         callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)
-    with _one_bar():
+    with one_bar():
         trainer.train(resume_from_checkpoint=_last_checkpoint(out))
 
     if not all(weight.isfinite().all() for weight in model.parameters()):
@@ -380,7 +366,7 @@ def train_language_model(
 def _write(out: Path, lm: LanguageModel, record: dict) -> None:
     """Move the finished files into ``out``, ``config.json`` last, and remove the checkpoints."""
     finished = out / "checkpoints" / "finished"
-    with _one_bar():
+    with one_bar():
         lm.model.save_pretrained(finished)
     lm.tokenizer.save_pretrained(finished)
     (finished / "training.json").write_text(json.dumps(record, indent=2))
