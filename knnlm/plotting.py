@@ -194,8 +194,8 @@ def _readable(token: str) -> str:
 
 
 def _percent(p: float) -> str:
-    """Return a probability in percent, with a digit that is not 0 for small ones."""
-    return f"{p:.0%}" if p >= 0.01 else f"{100 * p:.1g}%"
+    """Return a probability in percent, with more digits where it is small."""
+    return f"{p:.0%}" if p >= 0.01 else f"{p:.2%}" if p >= 0.0001 else "< 0.01%"
 
 
 def case(shown: Case, most_likely: int = 5) -> Figure:
