@@ -91,7 +91,7 @@ def index_comparison(table: pd.DataFrame) -> Figure:
         axes.annotate(
             name,
             (row["speed"], row["perplexity"]),
-            xytext=(0, 8),
+            xytext=(0, 8 if i % 2 else -16),  # neighbors' labels on different sides
             textcoords="offset points",
             ha="center",
             fontsize=10,

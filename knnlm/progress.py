@@ -3,7 +3,7 @@
 import os
 from contextlib import contextmanager
 
-from tqdm.auto import tqdm
+from tqdm import tqdm  # text on stderr: no widget, whose scripts come from the network
 
 quiet = os.environ.get("KNNLM_QUIET", "") not in ("", "0")
 

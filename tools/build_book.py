@@ -145,7 +145,7 @@ def run_jupyter_book() -> int:
     for stale in (HTML, BUILD / ".doctrees"):
         shutil.rmtree(stale, ignore_errors=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "KNNLM_RESULTS": str(RESULTS)}
+    environment = {**os.environ, "KNNLM_RESULTS": str(RESULTS), "KNNLM_QUIET": "1"}
     jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     build = [*jupyter_book, "build", ".", "-W", "-n", "--keep-going"]
     return subprocess.run(build, cwd=ROOT, env=environment).returncode
