@@ -224,7 +224,7 @@ def load_corpus(name: str) -> Corpus:
     """Return a corpus by name: ``"factbook"``, ``"sotu"`` or ``"hf:owner/dataset:config"``.
 
     >>> [document.name for document in load_corpus("sotu").test][:2]
-    ['1796 Washington', '1800 Adams']
+    ['1795 Washington 1', '1800 Adams 1']
 
     Raises
     ------
