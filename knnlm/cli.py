@@ -456,6 +456,7 @@ def sweep(
     if figure and figure.suffix not in (".svg", ".png", ".pdf"):
         raise InputError(f"{figure} names no kind of figure known here. End it in .svg.")
     from knnlm.corpora import load_text
+    from knnlm.evaluation import perplexity
 
     documents = load_text(*text, split_documents=split_documents)
     test_documents = load_text(*test_text, split_documents=split_documents) if test_text else None
@@ -473,7 +474,7 @@ def sweep(
         record["test"] = {
             **best._asdict(),
             "perplexity_lm": test.perplexity_lm,
-            "perplexity": test.perplexity(best),
+            "perplexity": perplexity(log_prob),
             "interval_95": [interval.low, interval.high],
         }
         if len(set(test.documents.tolist())) == 1:

@@ -284,6 +284,11 @@ class Datastore:
         """``(n,) int32``, mapped from disk."""
         return np.load(self.path / "values.npy", mmap_mode="r", allow_pickle=False)
 
+    @cached_property
+    def document_starts(self) -> np.ndarray:
+        """``(documents,) int64``: the row of each document's first token."""
+        return np.asarray(self.record["document_starts"], dtype=np.int64)
+
     def __len__(self) -> int:
         return self.record["keys"]
 
@@ -304,13 +309,12 @@ class Datastore:
 
     def context(self, row: int, length: int = 16) -> np.ndarray:
         """Return the last ``length`` token ids before a row's value, within its document."""
-        starts = np.asarray(self.record["document_starts"])
-        first = max(int(starts[document_of(starts, row)]), row - length + 1)
+        start = int(self.document_starts[document_of(self.document_starts, row)])
+        first = max(start, row - length + 1)
         if first > 0:
             return np.asarray(self.values[first - 1 : row])
         return np.concatenate([[self.record["first_token"]], self.values[:row]])
 
     def document_name(self, row: int) -> str:
         """Return the name of the document that a row's key was read from."""
-        starts = np.asarray(self.record["document_starts"])
-        return self.record["document_names"][int(document_of(starts, row))]
+        return self.record["document_names"][int(document_of(self.document_starts, row))]

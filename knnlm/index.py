@@ -65,12 +65,18 @@ def _reason(error: RuntimeError) -> str:
     return str(error).splitlines()[0].split(": ")[-1].rstrip(".")
 
 
-def _ivf(index: faiss.Index):
+def inverted_file(index: faiss.Index) -> faiss.IndexIVF | None:
     """Return the inverted-file part of an index, or None."""
     try:
         return faiss.extract_index_ivf(index)
     except RuntimeError:
         return None
+
+
+def default_train_size(index: faiss.Index) -> int:
+    """Return how many keys an index is trained on by default: 64 a list, at least 65,536."""
+    ivf = inverted_file(index)
+    return max(64 * ivf.nlist if ivf else 0, 1 << 16)
 
 
 def _parts(index: faiss.Index) -> Iterator[faiss.Index]:
@@ -142,12 +148,12 @@ class Index:
             )
         path = datastore.path / "index" if path is None else Path(path)
         index = index_factory(datastore.dim, factory, metric)
-        ivf = _ivf(index)
+        ivf = inverted_file(index)
         if ivf is not None and ivf.nlist < 1:
             raise InputError(f"{factory} has no list to hold a key. Give 1 or more behind IVF.")
         n = len(datastore)
         if train_size is None:
-            train_size = max(64 * ivf.nlist if ivf else 0, 1 << 16)
+            train_size = default_train_size(index)
         wanted = {
             "datastore": datastore.fingerprint,
             "factory": factory,
@@ -310,7 +316,7 @@ class Index:
                 f"The queries have shape {queries.shape}, the keys are {self.datastore.dim} wide. "
                 "Read both from the same key layer of the same model."
             )
-        ivf = _ivf(self.faiss_index)
+        ivf = inverted_file(self.faiss_index)
         if ivf is not None:
             ivf.nprobe = min(nprobe or self.record["nprobe"], ivf.nlist)
         distances, ids = self.faiss_index.search(queries, k)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from knnlm.errors import InputError
-from knnlm.index import Metric, index_factory
+from knnlm.index import Metric, default_train_size, index_factory, inverted_file
 
 KEY_BYTES = {"float16": 2, "float32": 4}
 
@@ -57,11 +57,9 @@ def plan(
     if dtype not in KEY_BYTES:
         raise InputError(f"Keys cannot be stored as {dtype!r}. Use float16 or float32.")
     index = index_factory(dim, factory, Metric.L2_SQUARED)
-    try:
-        ivf = faiss.extract_index_ivf(index)
-        lists, sample = ivf.nlist, min(tokens, max(64 * ivf.nlist, 1 << 16))
-    except RuntimeError:
-        lists, sample = 0, 0 if index.is_trained else min(tokens, 1 << 16)
+    ivf = inverted_file(index)
+    lists = ivf.nlist if ivf else 0
+    sample = 0 if index.is_trained else min(tokens, default_train_size(index))
     gflops = measure_gflops() if gflops is None else gflops
     index_bytes = round(_index_bytes(index, tokens))
     sizes = {

@@ -140,7 +140,7 @@ class Recipe:
 
     def model(self) -> LanguageModel:
         """Return the model, trained on the corpus's training documents."""
-        return LanguageModel.from_pretrained(self.model_folder())
+        return _open_model(self.model_folder())
 
     def training(self) -> dict:
         """Return the record of the training: settings, seconds, loss curve."""
@@ -186,6 +186,12 @@ class Recipe:
                 return Retrieval.open(folder, index)
             text = self.text().split(split)
             return Retrieval.run(self.model(), index, text, self.k, path=folder)
+
+
+@cache
+def _open_model(folder: Path) -> LanguageModel:
+    """Return a trained model, opened and fingerprinted once for all artifacts of a process."""
+    return LanguageModel.from_pretrained(folder)
 
 
 def _alone(folder: Path) -> filelock.FileLock:
