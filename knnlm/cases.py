@@ -12,6 +12,7 @@ from knnlm.mixture import interpolate, knn_distribution, neighbor_shares
 from knnlm.tokens import TokenStream
 
 SORTS = ("helped", "hurt", "position")
+AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,19 @@ def find_cases(
     k = min(k, retrieval.k)
     if positions is None:
         gain = retrieval.log_prob(k=k, lam=lam, temperature=temperature) - retrieval.lm_log_prob
-        order = {
-            "helped": np.argsort(-gain, kind="stable"),
-            "hurt": np.argsort(gain, kind="stable"),
+        gain = gain.round(9)  # all without the token among their neighbors lose alike: log(1 - λ)
+        order = {  # of equals, where the model was surest comes first
+            "helped": np.lexsort((-retrieval.lm_log_prob, -gain)),
+            "hurt": np.lexsort((-retrieval.lm_log_prob, gain)),
             "position": np.arange(len(gain)),
         }
         positions = order[sort][:top]
     positions = np.asarray(positions, dtype=np.int64)
+    if len(positions) > AT_ONCE:  # three distributions over the vocabulary for each
+        parts = np.split(positions, range(AT_ONCE, len(positions), AT_ONCE))
+        how = {"k": k, "lam": lam, "temperature": temperature, "most_likely": most_likely}
+        found = (find_cases(lm, retrieval, **how, positions=p, context=context) for p in parts)
+        return [case for cases in found for case in cases]
 
     record = retrieval.record
     stream = TokenStream(

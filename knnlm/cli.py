@@ -303,7 +303,7 @@ def train(
         resume=resume,
         **{name: value for name, value in effort.items() if value is not None},
     )
-    record = {"model": str(out), **training_summary(out)}
+    record = training_summary(out) | {"model": str(out)}
     return record, record
 
 
@@ -396,8 +396,6 @@ def evaluate(
 ):
     """Measure the perplexity of the model, and of its mixture with the neighbors."""
     _check_mixture([lam], [temperature])
-    import faiss
-
     from knnlm.corpora import load_text
     from knnlm.evaluation import perplexity
 
@@ -406,7 +404,7 @@ def evaluate(
     retrieval = _retrieve(lm, opened, documents, k, nprobe, exact)
     log_prob_lm = retrieval.log_prob(lam=0)
     log_prob = retrieval.log_prob(k=k, lam=lam, temperature=temperature)
-    words, lists = retrieval.record["words"], opened.record["nprobe"]
+    words = retrieval.record["words"]
     record = {
         "tokens": len(retrieval),
         "words": words,
@@ -420,7 +418,7 @@ def evaluate(
         "lam": lam,
         "temperature": temperature,
         "metric": opened.metric,
-        "nprobe": lists and faiss.extract_index_ivf(opened.faiss_index).nprobe,
+        "nprobe": retrieval.record["nprobe"],
         "precision": lm.precision,
         "datastore_size": len(opened.datastore),
         "tokens_per_second": len(retrieval) / retrieval.seconds,

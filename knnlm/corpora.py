@@ -146,7 +146,7 @@ def _factbook() -> Iterator[Document]:
             name = plain_text(names.get("conventional short form", {}).get("text", ""))
             if not name or name.startswith("none") or len(name) > 60:
                 alias = longest_alias.get((region.name, file.stem), file.stem)
-                name = alias.replace("_", " ").title()
+                name = alias.replace("_", " ").title().replace("Us ", "US ")
             parts = ["\n".join([title, *_factbook_lines(s)]) for title, s in sections.items()]
             yield Document(name, "\n\n".join([name, *parts]))
 

@@ -27,7 +27,18 @@ def write_json(path: Path, record: dict) -> None:
     os.replace(partial, path)
 
 
-def read_record(folder: Path, kind: str) -> dict:
+class Record(dict):
+    """What a json file says; a name that is not there is the file's defect, not a ``KeyError``."""
+
+    def __init__(self, path: Path, entries: dict):
+        super().__init__(entries)
+        self.path = path
+
+    def __missing__(self, name: str):
+        raise InputError(f"{self.path} lacks {name!r}. Delete {self.path.parent} and build again.")
+
+
+def read_record(folder: Path, kind: str) -> Record:
     """Return what ``folder/kind.json`` says.
 
     Raises
@@ -49,7 +60,7 @@ def read_record(folder: Path, kind: str) -> dict:
         raise InputError(
             f"{folder} has format {made}, this knnlm reads format {FORMAT}. Build it again."
         )
-    return record
+    return Record(path, record)
 
 
 def refuse_differences(record: dict, wanted: dict, folder: Path) -> None:
@@ -60,6 +71,27 @@ def refuse_differences(record: dict, wanted: dict, folder: Path) -> None:
                 f"{folder} was begun with {name} {record.get(name)!r}, now it is {value!r}. "
                 "Give the same inputs to go on, or another folder to start anew."
             )
+
+
+def create_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a new ``.npy`` file mapped for writing, its bytes reserved on the disk.
+
+    Without the reservation a full disk would end the process in the middle of a write.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def file_crc32(path: Path) -> int:
+    """Return the checksum of a file, read in pieces."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            crc = zlib.crc32(piece, crc)
+    return crc
 
 
 @dataclass(frozen=True)
@@ -189,18 +221,20 @@ class Datastore:
                 with np.errstate(over="ignore"):
                     rows = rows.astype(record["dtype"])
                 if not np.isfinite(rows).all():
+                    for file in self.path.iterdir():  # nothing here can ever be completed
+                        file.unlink()
+                    self.path.rmdir()
                     raise InputError(
                         f"A key at positions {reading.first} to {reading.stop - 1} does not fit "
-                        f"{record['dtype']}. Build another store with dtype float32."
+                        f"{record['dtype']}. Build the store with dtype float32."
                     )
                 if keys is None:
                     record["dim"] = rows.shape[1]
-                    keys = np.lib.format.open_memmap(
-                        self.path / "keys.npy",
-                        mode="r+" if done else "w+",
-                        dtype=record["dtype"],
-                        shape=(len(self), rows.shape[1]),
-                    )
+                    file = self.path / "keys.npy"
+                    if done:
+                        keys = np.load(file, mmap_mode="r+", allow_pickle=False)
+                    else:
+                        keys = create_array(file, record["dtype"], (len(self), rows.shape[1]))
                 keys[reading.first : reading.stop] = rows
                 record["keys_crc32"] = zlib.crc32(rows, record["keys_crc32"])
                 record["rows_done"] = reading.stop

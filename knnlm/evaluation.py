@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from knnlm.datastore import FORMAT, read_record, refuse_differences, write_json
+from knnlm.datastore import FORMAT, create_array, read_record, refuse_differences, write_json
 from knnlm.errors import InputError
 from knnlm.index import Index, Neighbors
 from knnlm.language_model import LanguageModel
@@ -136,7 +136,7 @@ class Retrieval:
             "datastore": store.fingerprint,
             "factory": index.record["factory"],
             "metric": index.metric,
-            "nprobe": nprobe or index.record["nprobe"],
+            "nprobe": index.lists_to_visit(nprobe),
             "exact": exact,
             "k": k,
             "window": window,
@@ -154,7 +154,7 @@ class Retrieval:
         np.save(path / "targets.npy", stream.tokens[1:])
         id_type = np.int32 if len(store) < 2**31 else np.int64
         arrays = {
-            name: np.lib.format.open_memmap(path / f"{name}.npy", "w+", dtype, shape)
+            name: create_array(path / f"{name}.npy", dtype, shape)
             for name, dtype, shape in (
                 ("lm_log_prob", np.float32, (n,)),
                 ("distances", np.float32, (n, k)),

@@ -11,9 +11,16 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
-from knnlm.datastore import FORMAT, Datastore, read_record, refuse_differences, write_json
+from knnlm.datastore import (
+    FORMAT,
+    Datastore,
+    file_crc32,
+    read_record,
+    refuse_differences,
+    write_json,
+)
 from knnlm.errors import InputError
-from knnlm.progress import progress
+from knnlm.progress import progress, waiting
 
 ROWS_PER_CHUNK = 1 << 16
 CHECKPOINT_SECONDS = 600
@@ -65,6 +72,11 @@ def _reason(error: RuntimeError) -> str:
     return str(error).splitlines()[0].split(": ")[-1].rstrip(".")
 
 
+def _check_nprobe(nprobe: int) -> None:
+    if nprobe < 1:
+        raise InputError(f"nprobe is {nprobe}. At least one list must be visited: give 1 or more.")
+
+
 def inverted_file(index: faiss.Index) -> faiss.IndexIVF | None:
     """Return the inverted-file part of an index, or None."""
     try:
@@ -80,12 +92,13 @@ def default_train_size(index: faiss.Index) -> int:
 
 
 def _parts(index: faiss.Index) -> Iterator[faiss.Index]:
-    """Yield an index and those inside it (behind PCA, OPQ, refinement), each as its own type."""
-    while index is not None:
-        index = faiss.downcast_index(index)
-        yield index
-        inner = (getattr(index, name, None) for name in ("index", "base_index", "storage"))
-        index = next(filter(None, inner), None)
+    """Yield an index and those inside it (behind PCA, refinement, a graph), each as its type."""
+    index = faiss.downcast_index(index)
+    yield index
+    for name in ("index", "base_index", "storage", "quantizer"):
+        inner = getattr(index, name, None)
+        if inner is not None:
+            yield from _parts(inner)
 
 
 @dataclass
@@ -142,10 +155,7 @@ class Index:
         """
         if metric not in set(Metric):
             raise InputError(f"There is no metric {metric!r}. Use one of {', '.join(Metric)}.")
-        if nprobe < 1:
-            raise InputError(
-                f"nprobe is {nprobe}. At least one list must be visited: give 1 or more."
-            )
+        _check_nprobe(nprobe)
         path = datastore.path / "index" if path is None else Path(path)
         index = index_factory(datastore.dim, factory, metric)
         ivf = inverted_file(index)
@@ -244,15 +254,15 @@ class Index:
             )
         rows = np.sort(np.random.default_rng(self.record["seed"]).choice(n, size, replace=False))
         sample = np.asarray(keys[rows], dtype=np.float32)
-        with progress(description=f"train {self.record['factory']}", unit="steps", total=1) as bar:
+        with waiting(f"train {self.record['factory']}"):  # FAISS does not say how far it is
             self.faiss_index.train(sample)
-            bar.update(1)
 
     def _save(self) -> None:
         partial = self.path / "index.faiss.part"
         faiss.write_index(self.faiss_index, str(partial))
         os.replace(partial, self.path / "index.faiss")
         self.record["bytes"] = (self.path / "index.faiss").stat().st_size
+        self.record["crc32"] = file_crc32(self.path / "index.faiss")
         write_json(self.path / "index.json", self.record)
 
     @classmethod
@@ -290,6 +300,13 @@ class Index:
         """The metric's name, see :class:`Metric`."""
         return self.record["metric"]
 
+    def lists_to_visit(self, nprobe: int | None = None) -> int | None:
+        """Return how many lists a search visits, given this ``nprobe``; None without lists."""
+        ivf = inverted_file(self.faiss_index)
+        if nprobe is not None:
+            _check_nprobe(nprobe)
+        return ivf and min(nprobe or self.record["nprobe"], ivf.nlist)
+
     def search(
         self, queries: np.ndarray, k: int, *, nprobe: int | None = None, exact: bool = False
     ) -> Neighbors:
@@ -316,9 +333,12 @@ class Index:
                 f"The queries have shape {queries.shape}, the keys are {self.datastore.dim} wide. "
                 "Read both from the same key layer of the same model."
             )
-        ivf = inverted_file(self.faiss_index)
-        if ivf is not None:
-            ivf.nprobe = min(nprobe or self.record["nprobe"], ivf.nlist)
+        lists = self.lists_to_visit(nprobe)
+        for part in _parts(self.faiss_index):
+            if hasattr(part, "nprobe"):
+                part.nprobe = lists
+            if hasattr(part, "hnsw"):  # a graph remembers only so many of the nodes it has seen
+                part.hnsw.efSearch = max(part.hnsw.efSearch, k, lists or 1)
         distances, ids = self.faiss_index.search(queries, k)
         if exact:
             distances, ids = self._rerank(queries, ids)

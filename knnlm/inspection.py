@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from knnlm.datastore import Datastore, read_record
+from knnlm.datastore import Datastore, file_crc32, read_record
 from knnlm.errors import InputError
 from knnlm.evaluation import perplexity
 from knnlm.index import Index
@@ -52,6 +52,7 @@ def training_summary(folder: Path) -> dict:
     losses = [row["loss"] for row in record["curve"] if "loss" in row]
     return {
         **record["settings"],
+        "model": record["model"],
         "parameters": record["parameters"],
         "tokens_read": record["tokens"],
         "seconds": record["seconds"],
@@ -63,7 +64,7 @@ def training_summary(folder: Path) -> dict:
 
 def _told(record: dict) -> dict:
     """Return a record without its lists, an entry for each document, and what no person reads."""
-    left_out = ("format", "first_token", "keys_crc32", "values_crc32", "bytes")
+    left_out = ("format", "first_token", "keys_crc32", "values_crc32", "crc32", "bytes")
     told = {n: v for n, v in record.items() if n not in left_out and not isinstance(v, list)}
     return (
         told | {"documents": len(record["document_names"])} if "document_names" in record else told
@@ -78,10 +79,14 @@ def _datastore(path: Path, found: dict, checksums: bool) -> str | None:
     return store.problem(checksums)
 
 
-def _index(path: Path, found: dict, checksums: bool) -> None:
-    found |= _told(read_record(path, "index"))
+def _index(path: Path, found: dict, checksums: bool) -> str | None:
+    record = read_record(path, "index")
+    found |= _told(record)
     if checksums:
         Index.open(path)
+        if file_crc32(path / "index.faiss") != record["crc32"]:
+            return "the checksum of index.faiss is wrong. Delete the folder and build it again."
+    return None
 
 
 def _retrieval(path: Path, found: dict, checksums: bool) -> str | None:
@@ -97,7 +102,7 @@ def _retrieval(path: Path, found: dict, checksums: bool) -> str | None:
     return None
 
 
-def _model(path: Path, found: dict, checksums: bool) -> None:
+def _model(path: Path, found: dict, checksums: bool) -> str | None:
     lm = LanguageModel.from_pretrained(path, device="cpu", precision="float32")
     found |= {
         "architecture": type(lm.model).__name__,
@@ -108,8 +113,13 @@ def _model(path: Path, found: dict, checksums: bool) -> None:
         "context": lm.context,
         "model": lm.fingerprint,
         "tokenizer": lm.tokenizer_fingerprint,
-        "training": training_summary(path) if (path / "training.json").exists() else None,
+        "training": None,
     }
+    if (path / "training.json").exists():
+        found["training"] = training_summary(path)
+        if found["training"]["model"] != lm.fingerprint:
+            return "its weights are not those that were trained here. Train it again."
+    return None
 
 
 def _unfinished(path: Path, found: dict, checksums: bool) -> str:

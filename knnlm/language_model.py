@@ -20,6 +20,18 @@ from knnlm.errors import InputError
 from knnlm.progress import one_bar
 from knnlm.tokens import TokenStream, Window, sliding_windows, tokenizer_fingerprint
 
+# Besides the weights, what of a configuration decides what a model computes.
+COMPUTES = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "activation_function",
+    "hidden_act",
+    "layer_norm_epsilon",
+    "layer_norm_eps",
+    "rms_norm_eps",
+    "rope_parameters",
+    "sliding_window",
+)
 TOKENS_PER_BATCH = 4096
 LOGITS_PER_BATCH = 1 << 26  # 256 MiB of float32
 
@@ -287,8 +299,10 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over the weights: two models share them when they compute alike."""
-        digest = hashlib.sha256(self.model.config.model_type.encode())
+        """16 hex digits over weights and configuration: two models share them if they are alike."""
+        config = self.model.config
+        digest = hashlib.sha256(config.model_type.encode())
+        digest.update(repr([(name, getattr(config, name, None)) for name in COMPUTES]).encode())
         for name, weight in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
@@ -395,6 +409,12 @@ class LanguageModel:
             rows = [values[i, values.shape[1] - g :] for i, g in enumerate(given)]
             return torch.cat(rows).float().cpu().numpy()
 
+        for layer, vectors in captured.items():
+            if vectors.shape[:-1].numel() != len(batch) * length:
+                raise InputError(
+                    f"{layer} gives vectors of shape {tuple(vectors.shape)} for {len(batch)} "
+                    f"windows of {length} tokens. Choose a module that gives one for each token."
+                )
         keys = {
             layer: given_rows(vectors.reshape(len(batch), length, -1))
             for layer, vectors in captured.items()

@@ -1,6 +1,7 @@
 """One progress bar for everything that takes more than two seconds."""
 
 import os
+import threading
 from contextlib import contextmanager
 
 from tqdm import tqdm  # text on stderr: no widget, whose scripts come from the network
@@ -27,6 +28,27 @@ def progress(
         dynamic_ncols=True,
         disable=quiet,
     )
+
+
+@contextmanager
+def waiting(description: str):
+    """Show the time passed while a library works that does not say how far it is."""
+    finished = threading.Event()
+
+    def tick() -> None:
+        with tqdm(desc=description, bar_format="{desc}: {elapsed}", leave=False, delay=2) as bar:
+            while not finished.wait(1):
+                bar.update()
+
+    ticking = threading.Thread(target=tick, daemon=True)
+    if not quiet:
+        ticking.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        if not quiet:
+            ticking.join()
 
 
 @contextmanager

@@ -350,8 +350,13 @@ def train_language_model(
         )
     lm = LanguageModel(model, tokenizer, out.name, str(device), precision)
     *curve, end = trainer.state.log_history
-    record = {"settings": settings, "seconds": end["seconds"], "parameters": model.num_parameters()}
-    record["tokens"] = trainer.state.num_input_tokens_seen
+    record = {
+        "settings": settings,
+        "model": lm.fingerprint,
+        "seconds": end["seconds"],
+        "parameters": model.num_parameters(),
+        "tokens": trainer.state.num_input_tokens_seen,
+    }
     if held_out:
         readings = lm.read(held_out, key_layers=(), log_probs=True)
         total = sum(float(reading.log_probs.sum(dtype=np.float64)) for reading in readings)

@@ -62,7 +62,24 @@ def test_helped_and_hurt_are_the_two_ends_of_the_gain(lm, retrieval):
     gain = retrieval.log_prob(**CHOICE) - retrieval.lm_log_prob
     for sort, expected in (("helped", gain.max()), ("hurt", gain.min())):
         first = find_cases(lm, retrieval, **CHOICE, top=3, sort=sort)[0]
-        assert gain[first.position] == expected
+        assert gain[first.position] == pytest.approx(expected, abs=1e-8)
+
+
+def test_many_cases_are_found_a_few_at_a_time(lm, retrieval, cases, monkeypatch):
+    monkeypatch.setattr("knnlm.cases.AT_ONCE", 5)
+    again = find_cases(lm, retrieval, **CHOICE, top=12, sort="position")
+    assert [case.position for case in again] == [case.position for case in cases]
+    assert [case.neighbors for case in again] == [case.neighbors for case in cases]
+    for one, other in zip(again, cases, strict=True):
+        assert one.knn_lm_probability == pytest.approx(other.knn_lm_probability, rel=1e-4)
+
+
+def test_of_those_hurt_alike_the_surest_come_first(lm, retrieval):
+    """With one neighbor nearly every token loses log(1 - λ)."""
+    hurt = find_cases(lm, retrieval, k=1, lam=0.4, top=50, sort="hurt")
+    assert all(case.knn_probability == 0 for case in hurt)
+    sureness = [case.lm_probability for case in hurt]
+    assert sureness == pytest.approx(sorted(sureness, reverse=True), rel=1e-5)
 
 
 def test_context_ends_where_the_label_begins(cases, lm, held_out):

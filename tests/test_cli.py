@@ -227,6 +227,7 @@ def test_inspect_knows_what_it_is(trained, built, indexed):
     assert model["context"] == 32
     assert model["model"] == built["model"]
     assert model["training"]["bits_per_character"] == trained["bits_per_character"]
+    assert model["training"]["model"] == model["model"]
     store = run("inspect", "store", "--json").json
     assert (store["kind"], store["complete"], store["problem"]) == ("datastore", True, None)
     assert store["file_bytes"]["keys.npy"] == 128 + store["keys"] * 32 * 4
@@ -598,6 +599,8 @@ evaluate --k 0
 evaluate --k -8
 evaluate --k 1.5
 evaluate --nprobe 0
+evaluate --index bad/store-fields
+index --datastore bad/store-fields
 evaluate --device cuda:99
 sweep --k ''
 sweep --k 8.5
@@ -667,6 +670,8 @@ inspect bad
 inspect bad/empty-folder
 inspect bad/latin1.txt
 inspect bad/weights
+inspect bad/other
+inspect bad/index-bit
 inspect bad/tokenizer
 inspect bad/store-json
 inspect bad/store-list
@@ -722,6 +727,7 @@ def bad(work, indexed):
         ("short", lambda data: data[:-1]),
         ("bytes", lambda data: b"x" * len(data)),
         ("gone", lambda data: b""),
+        ("bit", flip),
     ):
         change("store/index", f"index-{name}", "index.faiss", edit)
         record = json.loads((bad / f"index-{name}/index.json").read_text())

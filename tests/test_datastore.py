@@ -16,7 +16,7 @@ from conftest import STRIDE, WINDOW, make_text
 
 from knnlm import datastore, language_model
 from knnlm.corpora import Document, Split
-from knnlm.datastore import Datastore
+from knnlm.datastore import Datastore, create_array
 from knnlm.errors import InputError
 from knnlm.language_model import LanguageModel
 from knnlm.tokens import train_tokenizer
@@ -293,9 +293,8 @@ def test_a_key_that_overflows_float16_is_an_error_and_fits_float32(make_lm, text
         loud.model.transformer.h[-1].ln_2.weight *= 1e5
     with pytest.raises(InputError, match=r"does not fit float16\. .*float32"):
         Datastore.build(tmp_path / "half", loud, text, **BUILD)
-    with pytest.raises(InputError, match="not whole"):
-        Datastore.open(tmp_path / "half")
-    store = Datastore.build(tmp_path / "single", loud, text, dtype="float32", **BUILD)
+    assert not (tmp_path / "half").exists()
+    store = Datastore.build(tmp_path / "half", loud, text, dtype="float32", **BUILD)
     assert np.abs(store.keys).max() > 65504
     assert np.isfinite(store.keys).all()
 
@@ -345,12 +344,25 @@ def test_a_record_that_cannot_be_read_is_refused(copy):
     (copy / "datastore.json").write_text(json.dumps({**record, "format": 99}))
     with pytest.raises(InputError, match="has format 99, this knnlm reads format 1"):
         Datastore.open(copy)
+    for name in ("rows_done", "dim", "values_crc32"):
+        (copy / "datastore.json").write_text(
+            json.dumps({n: v for n, v in record.items() if n != name})
+        )
+        with pytest.raises(InputError, match=f"lacks '{name}'"):
+            _ = Datastore.open(copy).fingerprint
     (copy / "datastore.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         Datastore.open(copy)
     (copy / "datastore.json").unlink()
     with pytest.raises(InputError, match=r"holds no datastore: datastore\.json is missing"):
         Datastore.open(copy)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves no bytes")
+def test_a_new_array_has_its_bytes_reserved_on_the_disk(tmp_path):
+    array = create_array(tmp_path / "keys.npy", "float16", (1000, 1000))
+    assert not array.any()
+    assert (tmp_path / "keys.npy").stat().st_blocks * 512 >= 2_000_000
 
 
 def test_a_query_model_must_be_the_one_that_made_the_keys(store, lm, make_lm, text):

@@ -14,6 +14,7 @@ from knnlm import index as index_module
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
 from knnlm.index import Index, Neighbors
+from knnlm.inspection import describe
 
 FACTORIES = (
     "Flat",
@@ -154,6 +155,18 @@ def test_more_lists_find_more(store, queries, tmp_path):
     assert recall() == recall(nprobe=1)  # and only for that search
 
 
+@pytest.mark.parametrize("factory", ["HNSW16", "IVF64_HNSW16,Flat"])
+def test_a_graph_finds_as_many_as_are_asked_for(store, queries, tmp_path, factory):
+    """FAISS looks at 16 nodes of a graph by default, and gives −1 for the rest."""
+    k = 300
+    index = Index.build(store, factory, nprobe=64, path=tmp_path / "index")
+    found = index.search(queries, k)
+    check(found, len(queries), k, len(store))
+    exact = np.argsort(brute_force(store, queries, "l2"), axis=1)[:, :k]
+    assert (found.ids >= 0).all()
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(exact, found.ids, strict=True)]) > 0.95
+
+
 def test_l2_is_the_root_of_l2_squared(flat, queries):
     squared, root = (flat[metric].search(queries, 9) for metric in ("l2_squared", "l2"))
     assert np.array_equal(squared.ids, root.ids)
@@ -262,6 +275,16 @@ def test_a_damaged_index_is_found_and_built_again(store, queries, tmp_path):
     )
 
 
+def test_a_flipped_bit_is_found_by_inspection(store, tmp_path):
+    path = Index.build(store, "IVF16,Flat", path=tmp_path / "index").path
+    assert describe(path)["complete"]
+    data = bytearray((path / "index.faiss").read_bytes())
+    data[-1000] ^= 1
+    (path / "index.faiss").write_bytes(data)
+    assert "checksum of index.faiss" in describe(path)["problem"]
+    assert describe(path, checksums=False)["complete"]
+
+
 def test_the_seed_draws_the_training_sample(store, tmp_path):
     files = []
     for i, options in enumerate(({"seed": 0}, {"seed": 0}, {"seed": 1}, {"train_size": 500})):
@@ -315,6 +338,8 @@ def test_what_cannot_be_searched_is_refused(flat, store, queries):
             index.search(wrong, 3)
     with pytest.raises(InputError, match="k is 0"):
         index.search(queries, 0)
+    with pytest.raises(InputError, match="nprobe is 0"):
+        index.search(queries, 3, nprobe=0)
     assert index.search(queries[:0], 3).ids.shape == (0, 3)
 
 

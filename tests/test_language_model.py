@@ -366,7 +366,18 @@ def test_a_saved_model_is_the_same_model(make_lm, model_folder, lm):
     with torch.no_grad():
         nudged.model.transformer.ln_f.bias[3] += 1e-6
     assert nudged.fingerprint != lm.fingerprint
+    for change in ({"n_head": 1}, {"activation_function": "relu"}, {"layer_norm_epsilon": 1e-3}):
+        config = transformers.GPT2Config(**{**lm.model.config.to_dict(), **change})
+        other = transformers.GPT2LMHeadModel(config)
+        other.load_state_dict(lm.model.state_dict())
+        assert LanguageModel(other, lm.tokenizer).fingerprint != lm.fingerprint, change
     assert lm.vocab_size == 320
+
+
+def test_a_module_without_a_vector_for_each_token_is_refused(lm):
+    stream = lm.encode(Split.of(["rice and wheat " * 9]))
+    with pytest.raises(InputError, match=r"input:lm_head gives .* one for each token"):
+        next(lm.read(stream, key_layers=["input:lm_head"]))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
