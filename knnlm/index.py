@@ -63,7 +63,7 @@ def index_factory(dim: int, factory: str, metric: str) -> faiss.Index:
         raise InputError(
             f"FAISS makes no index {factory!r} over {dim} dimensions: "
             f"{_reason(error)}. "
-            "Try Flat, IVF1024,RaBitQfs, IVF1024,PQ32 or HNSW32."
+            "Try Flat, IVF1024,PQ32x4fs,Refine(SQ8), IVF1024,RaBitQfs or HNSW32."
         ) from error
 
 

@@ -1,9 +1,10 @@
 """Any Hugging Face causal LM, seen as: windows in; keys and log-probabilities out."""
 
+import ctypes
 import hashlib
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -33,7 +34,7 @@ COMPUTES = (
     "sliding_window",
 )
 TOKENS_PER_BATCH = 4096
-LOGITS_PER_BATCH = 1 << 26  # 256 MiB of float32
+LOGITS_PER_BATCH = 1 << 25  # 128 MiB of float32
 
 
 class KeyLayer(StrEnum):
@@ -178,6 +179,18 @@ def tap(model: PreTrainedModel, key_layers: Iterable[str], stop: bool = False):
             handle.remove()
 
 
+def reuse_memory() -> None:
+    """Keep freed memory for the next batch instead of giving it back to the system.
+
+    A batch needs the same large arrays as the one before it. Asking the system for fresh pages
+    each time took a quarter of the time of training. Only the GNU C library can be told so.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        for parameter, size in ((-3, 1 << 28), (-1, 1 << 30), (-2, 1 << 26)):
+            libc.mallopt(parameter, size)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
 def choose_device(device: str = "auto") -> torch.device:
     """Return the device to compute on: with ``"auto"`` a GPU where there is one."""
     if device == "auto":
@@ -259,6 +272,7 @@ class LanguageModel:
         self.dtype = choose_precision(self.precision, self.device)
         self.precision = str(self.dtype).removeprefix("torch.")
         self.model = self.model.to(self.device).eval()
+        reuse_memory()
 
     @classmethod
     def from_pretrained(

@@ -84,18 +84,10 @@ def windows(drawn: Sequence[Window]) -> Figure:
 
 def index_comparison(table: pd.DataFrame) -> Figure:
     """Draw perplexity over speed, an index a point; the first row is exact search, speed 1."""
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(figsize=(7, 4.8))
     axes.axhline(table["perplexity"].iloc[0], color=GRAY, ls="--", lw=1.5)
-    for i, (name, row) in enumerate(table.iterrows()):
-        axes.plot(row["speed"], row["perplexity"], "o", ms=9, color=CYCLE[i % 7])
-        axes.annotate(
-            name,
-            (row["speed"], row["perplexity"]),
-            xytext=(0, 8 if i % 2 else -16),  # neighbors' labels on different sides
-            textcoords="offset points",
-            ha="center",
-            fontsize=10,
-        )
+    for name, row in table.iterrows():
+        axes.plot(row["speed"], row["perplexity"], "o", ms=9, label=name)
     axes.set(
         xscale="log",
         xlabel="speed, exact search = 1 (log scale)",
@@ -103,6 +95,7 @@ def index_comparison(table: pd.DataFrame) -> Figure:
     )
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.margins(x=0.15, y=0.15)
+    figure.legend(fontsize=10, ncols=2, loc="outside lower center")
     return figure
 
 

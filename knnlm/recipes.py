@@ -92,22 +92,22 @@ class Recipe:
     """
 
     corpus: str = "factbook"
-    vocab_size: int = 4096
+    vocab_size: int = 8192
     layers: int = 3
     width: int = 192
     heads: int = 3
     context: int = 256
-    steps: int = 1400
-    batch_size: int = 4
-    learning_rate: float = 6e-3
+    steps: int = 680
+    batch_size: int = 8
+    learning_rate: float = 8e-3
     seed: int = 0
     window: int = 256
     stride: int = 128
     key_layer: str = KeyLayer.FFN_INPUT
     dtype: str = "float16"
-    factory: str = "IVF1024,RaBitQfs"
+    factory: str = "IVF1024,PQ96x4fs,Refine(SQ8)"
     metric: str = Metric.L2_SQUARED
-    nprobe: int = 16
+    nprobe: int = 32
     k: int = 1024
 
     def but(self, **changes) -> "Recipe":
@@ -203,5 +203,13 @@ def _alone(folder: Path) -> filelock.FileLock:
 RECIPES = {
     "factbook": Recipe(),
     # The same steps in two minutes, with a model that predicts poorly: to try things out.
-    "small": Recipe(layers=2, width=64, heads=2, steps=300, factory="IVF256,RaBitQfs", k=64),
+    "small": Recipe(
+        vocab_size=4096,
+        layers=2,
+        width=64,
+        heads=2,
+        steps=150,
+        factory="IVF256,PQ32x4fs,Refine(SQ8)",
+        k=64,
+    ),
 }

@@ -23,12 +23,12 @@ from transformers import (
 
 from knnlm.corpora import Split
 from knnlm.errors import InputError
-from knnlm.language_model import LanguageModel, choose_device, choose_precision
+from knnlm.language_model import LanguageModel, choose_device, choose_precision, reuse_memory
 from knnlm.progress import one_bar, progress
 from knnlm.tokens import TokenStream, sliding_windows, train_tokenizer
 
 VALIDATIONS = 6  # looks at the validation text while training …
-VALIDATION_WINDOWS = 48  # … at so many windows each: about a second
+VALIDATION_WINDOWS = 24  # … at so many windows each: about a second
 CURVE = {  # names in training.json, and in the Trainer's log
     "step": "step",
     "tokens": "num_input_tokens_seen",
@@ -69,11 +69,12 @@ class Muon(torch.optim.AdamW):
             w for name, w in blocks.items() if name.endswith(("c_attn.weight", "c_fc.weight"))
         ]
         writing = [w for name, w in blocks.items() if name.endswith("c_proj.weight")]
-        embeddings = [model.transformer.wte.weight, model.transformer.wpe.weight]
+        tokens, positions = model.transformer.wte.weight, model.transformer.wpe.weight
         groups = [
             {"params": reading},  # a unit (of a head, of the feed-forward layer) is a column
             {"params": writing},  # … a row
-            {"params": embeddings, "weight_decay": 0.1, "lr": 2 * lr},
+            {"params": [tokens], "weight_decay": 0.1, "lr": 2 * lr},
+            {"params": [positions], "weight_decay": 0.0, "lr": 2 * lr},
             {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
         ]
         super().__init__(groups, lr=lr, betas=(0.9, 0.95), fused=True)
@@ -113,6 +114,21 @@ class Muon(torch.optim.AdamW):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
         return x * (0.2 * math.sqrt(x.shape[2]))
+
+
+@torch.no_grad()
+def _initialize_embeddings(model: GPT2LMHeadModel) -> None:
+    """Set out from embeddings that make the most of little text.
+
+    Positions start as sinusoids (Vaswani et al. 2017, section 3.5), by which near ones are alike,
+    so that what is learned at one holds at the next. Tokens start five times as large as GPT-2's:
+    with its 0.02, the loss falls more slowly for the first few hundred steps.
+    """
+    positions, width = model.transformer.wpe.weight.shape
+    frequencies = 10_000 ** -torch.linspace(0, 1, (width + 1) // 2)
+    angles = torch.arange(positions)[:, None] * frequencies
+    model.transformer.wpe.weight.copy_(0.2 * torch.cat([angles.sin(), angles.cos()], 1)[:, :width])
+    model.transformer.wte.weight.normal_(std=0.1)
 
 
 class _Watch(TrainerCallback):
@@ -200,9 +216,9 @@ def train_language_model(
     heads: int = 4,
     context: int = 256,
     vocab_size: int = 4096,
-    steps: int = 1000,
-    batch_size: int = 4,
-    learning_rate: float = 6e-3,
+    steps: int = 680,
+    batch_size: int = 8,
+    learning_rate: float = 8e-3,
     precision: str = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -308,6 +324,8 @@ def train_language_model(
             loss_type="ForCausalLM",
         )
     )
+    _initialize_embeddings(model)
+    reuse_memory()
     optimizer = Muon(model, learning_rate)
     schedule = get_wsd_schedule(
         optimizer,

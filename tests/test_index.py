@@ -21,6 +21,7 @@ FACTORIES = (
     "IVF16,Flat",
     "IVF16,SQ8",
     "IVF16,RaBitQfs",
+    "IVF16,PQ16x4fs,Refine(SQ8)",
     "IVF16,PQ8",
     "IVF16,PQ16x4fs",
     "HNSW16",

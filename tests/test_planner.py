@@ -21,6 +21,7 @@ FACTORIES = [
     "PCA16,IVF16,Flat",
     "OPQ8,IVF16,PQ8",
     "IVF16,RaBitQfs,Refine(SQ8)",
+    "IVF16,PQ16x4fs,Refine(SQ8)",
 ]
 
 
