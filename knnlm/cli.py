@@ -272,36 +272,39 @@ def train(
     heads: Annotated[int, Option(min=1, help="Attention heads; they share the width.")] = 4,
     context: Annotated[int, Option(min=2, help="Tokens read at once.")] = 256,
     vocab_size: Annotated[int, Option(min=257, help="Tokens of the tokenizer.")] = 4096,
-    steps: Annotated[int | None, Option(min=1, help="Updates; the book's.")] = None,
-    batch_size: Annotated[int | None, Option(min=1, help="Contexts an update; the book's.")] = None,
-    learning_rate: Annotated[float | None, Option(help="The highest; the book's.")] = None,
+    steps: Annotated[int, Option(min=1, help="Updates.")] = 650,
+    batch_size: Annotated[int, Option(min=1, help="Contexts an update.")] = 8,
+    learning_rate: Annotated[float, Option(help="The highest.")] = 8e-3,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted training.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
     seed: Seed = 0,
 ):
     """Train a tokenizer and a small GPT-2-shaped model from scratch."""
-    if learning_rate is not None and not 0 < learning_rate < math.inf:
+    if not 0 < learning_rate < math.inf:
         raise InputError(f"--learning-rate is {learning_rate}. Give a number above 0.")
     from knnlm.corpora import load_text
     from knnlm.inspection import training_summary
     from knnlm.training import train_language_model
 
-    effort = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     train_language_model(
         load_text(*text, split_documents=split_documents),
         out,
-        validation=load_text(*validation_text) if validation_text else None,
+        validation=load_text(*validation_text, split_documents=split_documents)
+        if validation_text
+        else None,
         layers=layers,
         width=width,
         heads=heads,
         context=context,
         vocab_size=vocab_size,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
         precision=precision,
         device=device,
         seed=seed,
         resume=resume,
-        **{name: value for name, value in effort.items() if value is not None},
     )
     record = training_summary(out) | {"model": str(out)}
     return record, record

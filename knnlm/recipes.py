@@ -97,7 +97,7 @@ class Recipe:
     width: int = 192
     heads: int = 3
     context: int = 256
-    steps: int = 680
+    steps: int = 650
     batch_size: int = 8
     learning_rate: float = 8e-3
     seed: int = 0

@@ -216,7 +216,7 @@ def train_language_model(
     heads: int = 4,
     context: int = 256,
     vocab_size: int = 4096,
-    steps: int = 680,
+    steps: int = 650,
     batch_size: int = 8,
     learning_rate: float = 8e-3,
     precision: str = "auto",
