@@ -18,6 +18,7 @@ from knnlm.tokens import document_of
 
 FORMAT = 1
 CHECKPOINT_SECONDS = 30
+FILES = ("datastore.json", "keys.npy", "values.npy", "tokens.part")
 
 
 def write_json(path: Path, record: dict) -> None:
@@ -221,9 +222,10 @@ class Datastore:
                 with np.errstate(over="ignore"):
                     rows = rows.astype(record["dtype"])
                 if not np.isfinite(rows).all():
-                    for file in self.path.iterdir():  # nothing here can ever be completed
-                        file.unlink()
-                    self.path.rmdir()
+                    for name in FILES:  # what was begun can never be completed
+                        (self.path / name).unlink(missing_ok=True)
+                    if not any(self.path.iterdir()):
+                        self.path.rmdir()
                     raise InputError(
                         f"A key at positions {reading.first} to {reading.stop - 1} does not fit "
                         f"{record['dtype']}. Build the store with dtype float32."

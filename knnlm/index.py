@@ -262,7 +262,8 @@ class Index:
         faiss.write_index(self.faiss_index, str(partial))
         os.replace(partial, self.path / "index.faiss")
         self.record["bytes"] = (self.path / "index.faiss").stat().st_size
-        self.record["crc32"] = file_crc32(self.path / "index.faiss")
+        if self.record["rows_done"] == len(self.datastore):  # it reads all: not at each checkpoint
+            self.record["crc32"] = file_crc32(self.path / "index.faiss")
         write_json(self.path / "index.json", self.record)
 
     @classmethod
@@ -334,12 +335,17 @@ class Index:
                 "Read both from the same key layer of the same model."
             )
         lists = self.lists_to_visit(nprobe)
+        graphs = []
         for part in _parts(self.faiss_index):
             if hasattr(part, "nprobe"):
                 part.nprobe = lists
-            if hasattr(part, "hnsw"):  # a graph remembers only so many of the nodes it has seen
-                part.hnsw.efSearch = max(part.hnsw.efSearch, k, lists or 1)
+            if hasattr(part, "hnsw"):
+                graphs.append((part.hnsw, part.hnsw.efSearch))
+        for graph, remembered in graphs:  # it gives no more than it remembers: lists, or keys
+            graph.efSearch = max(remembered, lists or k)
         distances, ids = self.faiss_index.search(queries, k)
+        for graph, remembered in graphs:
+            graph.efSearch = remembered
         if exact:
             distances, ids = self._rerank(queries, ids)
         elif self.metric == Metric.INNER_PRODUCT:

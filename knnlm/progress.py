@@ -33,6 +33,9 @@ def progress(
 @contextmanager
 def waiting(description: str):
     """Show the time passed while a library works that does not say how far it is."""
+    if quiet:
+        yield
+        return
     finished = threading.Event()
 
     def tick() -> None:
@@ -41,14 +44,12 @@ def waiting(description: str):
                 bar.update()
 
     ticking = threading.Thread(target=tick, daemon=True)
-    if not quiet:
-        ticking.start()
+    ticking.start()
     try:
         yield
     finally:
         finished.set()
-        if not quiet:
-            ticking.join()
+        ticking.join()
 
 
 @contextmanager

@@ -294,6 +294,11 @@ def test_a_key_that_overflows_float16_is_an_error_and_fits_float32(make_lm, text
     with pytest.raises(InputError, match=r"does not fit float16\. .*float32"):
         Datastore.build(tmp_path / "half", loud, text, **BUILD)
     assert not (tmp_path / "half").exists()
+    (tmp_path / "kept" / "index").mkdir(parents=True)
+    (tmp_path / "kept" / "tokens.part").touch()  # a build that was stopped at once
+    with pytest.raises(InputError, match=r"does not fit float16\. .*float32"):
+        Datastore.build(tmp_path / "kept", loud, text, **BUILD)
+    assert [file.name for file in (tmp_path / "kept").iterdir()] == ["index"]
     store = Datastore.build(tmp_path / "half", loud, text, dtype="float32", **BUILD)
     assert np.abs(store.keys).max() > 65504
     assert np.isfinite(store.keys).all()

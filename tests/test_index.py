@@ -161,8 +161,10 @@ def test_a_graph_finds_as_many_as_are_asked_for(store, queries, tmp_path, factor
     """FAISS looks at 16 nodes of a graph by default, and gives −1 for the rest."""
     k = 300
     index = Index.build(store, factory, nprobe=64, path=tmp_path / "index")
+    few = index.search(queries, 5).ids
     found = index.search(queries, k)
     check(found, len(queries), k, len(store))
+    assert np.array_equal(index.search(queries, 5).ids, few)  # and only for that search
     exact = np.argsort(brute_force(store, queries, "l2"), axis=1)[:, :k]
     assert (found.ids >= 0).all()
     assert np.mean([np.isin(a, b).mean() for a, b in zip(exact, found.ids, strict=True)]) > 0.95
