@@ -10,10 +10,15 @@ __version__ = "0.1.0"
 
 FILES = {
     "errors": ["InputError"],
+    "progress": [],
     "corpora": ["Corpus", "Document", "Split", "load_corpus", "load_text"],
     "tokens": ["TokenStream", "sliding_windows", "train_tokenizer"],
-    "language_model": ["KeyLayer", "LanguageModel"],
+    "device": [],
+    "key_layers": ["KeyLayer"],
+    "language_model": ["LanguageModel"],
+    "muon": [],
     "training": ["train_language_model"],
+    "files": [],
     "datastore": ["Datastore"],
     "index": ["Index", "Metric", "Neighbors"],
     "mixture": ["interpolate", "knn_distribution", "knn_log_prob", "neighbor_shares"],
@@ -24,7 +29,6 @@ FILES = {
     "recipes": ["RECIPES", "Recipe"],
     "inspection": [],
     "plotting": [],
-    "progress": [],
 }
 _FILE_OF = {name: file for file, names in FILES.items() for name in names}
 __all__ = sorted(_FILE_OF)

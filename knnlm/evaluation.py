@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from knnlm.datastore import FORMAT, create_array, read_record, refuse_differences, write_json
 from knnlm.errors import InputError
+from knnlm.files import FORMAT, create_array, read_record, refuse_differences, write_json
 from knnlm.index import Index, Neighbors
 from knnlm.language_model import LanguageModel
 from knnlm.mixture import interpolate, knn_log_prob

@@ -6,7 +6,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from knnlm.errors import InputError
 from knnlm.index import Index
-from knnlm.language_model import LanguageModel, tap
+from knnlm.key_layers import tap
+from knnlm.language_model import LanguageModel
 from knnlm.mixture import interpolate, knn_distribution
 
 

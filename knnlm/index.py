@@ -11,15 +11,9 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
-from knnlm.datastore import (
-    FORMAT,
-    Datastore,
-    file_crc32,
-    read_record,
-    refuse_differences,
-    write_json,
-)
+from knnlm.datastore import Datastore
 from knnlm.errors import InputError
+from knnlm.files import FORMAT, file_crc32, read_record, refuse_differences, write_json
 from knnlm.progress import progress, waiting
 
 ROWS_PER_CHUNK = 1 << 16

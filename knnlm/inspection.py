@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from knnlm.datastore import Datastore, file_crc32, read_record
+from knnlm.datastore import Datastore
 from knnlm.errors import InputError
 from knnlm.evaluation import perplexity
+from knnlm.files import file_crc32, read_record
 from knnlm.index import Index
 from knnlm.language_model import LanguageModel
 

@@ -1,12 +1,9 @@
 """Any Hugging Face causal LM, seen as: windows in; keys and log-probabilities out."""
 
-import ctypes
 import hashlib
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +14,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from knnlm.device import choose_device, choose_precision, reuse_memory
 from knnlm.errors import InputError
+from knnlm.key_layers import Enough, KeyLayer, tap
 from knnlm.progress import one_bar
 from knnlm.tokens import TokenStream, Window, sliding_windows, tokenizer_fingerprint
 
@@ -35,203 +34,6 @@ COMPUTES = (
 )
 TOKENS_PER_BATCH = 4096
 LOGITS_PER_BATCH = 1 << 25  # 128 MiB of float32
-
-
-class KeyLayer(StrEnum):
-    """Which vector of a block is the key: the rows of the paper's table 5, for pre-norm blocks."""
-
-    FFN_INPUT = "ffn_input"
-    """The feed-forward layer's input, after its layer norm: the paper's choice."""
-    FFN_INPUT_BEFORE_NORM = "ffn_input_before_norm"
-    ATTENTION_INPUT = "attention_input"
-    ATTENTION_INPUT_BEFORE_NORM = "attention_input_before_norm"
-    BLOCK_OUTPUT = "block_output"
-    FINAL_NORM_OUTPUT = "final_norm_output"
-
-
-class _Names(NamedTuple):
-    """What an architecture calls the modules that the keys are read from."""
-
-    blocks: str
-    final_norm: str
-    attention_norm: str
-    ffn_norm: str
-
-
-_LLAMA = _Names("model.layers", "model.norm", "input_layernorm", "post_attention_layernorm")
-_GEMMA = _LLAMA._replace(ffn_norm="pre_feedforward_layernorm")
-_GPT2 = _Names("transformer.h", "transformer.ln_f", "ln_1", "ln_2")
-ARCHITECTURES = {
-    "gpt2": _GPT2,
-    "gpt_neo": _GPT2,
-    "gpt_neox": _Names(
-        "gpt_neox.layers",
-        "gpt_neox.final_layer_norm",
-        "input_layernorm",
-        "post_attention_layernorm",
-    ),
-    "opt": _Names(
-        "model.decoder.layers",
-        "model.decoder.final_layer_norm",
-        "self_attn_layer_norm",
-        "final_layer_norm",
-    ),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma"), _LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
-}
-
-
-def find_module(model: PreTrainedModel, key_layer: str) -> tuple[torch.nn.Module, str]:
-    """Return the module that a key is read from, and whether it is its ``"input"`` or ``"output"``.
-
-    Parameters
-    ----------
-    key_layer
-        A :class:`KeyLayer` (of the last block); with ``@3`` behind it, of block 3, counted from 0,
-        or from the end with ``@-2``; or ``input:PATH`` or ``output:PATH`` with any module's path,
-        for architectures that are not in the table, e.g. ``input:transformer.h.11.mlp``.
-
-    Raises
-    ------
-    InputError
-        When the architecture or the module is unknown.
-    """
-    side, colon, path = key_layer.partition(":")
-    if colon and side in ("input", "output"):
-        try:
-            return model.get_submodule(path), side
-        except AttributeError as error:
-            raise InputError(
-                f"{type(model).__name__} has no module {path!r}. "
-                "See model.named_modules() for the paths."
-            ) from error
-    kind, _, number = str(key_layer).partition("@")
-    if kind not in set(KeyLayer):
-        raise InputError(
-            f"There is no key layer {kind!r}. Use one of {', '.join(KeyLayer)}, "
-            "or input:PATH or output:PATH of a module."
-        )
-    names = ARCHITECTURES.get(model.config.model_type)
-    post_norm = getattr(model.config, "do_layer_norm_before", True) is False
-    if names is None or post_norm:
-        known = "a post-norm" if post_norm else "an unknown"
-        raise InputError(
-            f"{model.config.model_type} is {known} architecture here "
-            f"(known: {', '.join(ARCHITECTURES)}). Name the module whose input or output is the "
-            "key, e.g. key_layer='input:transformer.h.11.mlp'; see model.named_modules()."
-        )
-    if kind == KeyLayer.FINAL_NORM_OUTPUT:
-        return model.get_submodule(names.final_norm), "output"
-    blocks = model.get_submodule(names.blocks)
-    try:
-        block = blocks[int(number) if number else -1]
-    except (IndexError, ValueError) as error:
-        raise InputError(
-            f"{key_layer!r} names block {number!r} of {len(blocks)}. "
-            f"Count from 0 to {len(blocks) - 1}."
-        ) from error
-    if kind == KeyLayer.BLOCK_OUTPUT:
-        return block, "output"
-    norm = names.ffn_norm if kind.startswith("ffn") else names.attention_norm
-    return block.get_submodule(norm), "input" if kind.endswith("before_norm") else "output"
-
-
-class _Enough(Exception):
-    """Ends a forward pass once the last tap has been read."""
-
-
-@contextmanager
-def tap(model: PreTrainedModel, key_layers: Iterable[str], stop: bool = False):
-    """Collect vectors while the model runs: yields a dict that each forward pass fills anew.
-
-    Parameters
-    ----------
-    key_layers
-        What to collect, see :func:`find_module`.
-    stop
-        End the pass (by an exception that the caller catches) once all are there.
-    """
-    captured: dict[str, torch.Tensor] = {}
-    layers = list(key_layers)
-    handles = []
-
-    def take(layer: str, value) -> None:
-        captured[layer] = value[0] if isinstance(value, tuple) else value
-        if stop and len(captured) == len(layers):
-            raise _Enough
-
-    for layer in layers:
-        module, side = find_module(model, layer)
-        if side == "output":
-            hook = module.register_forward_hook(lambda m, i, out, layer=layer: take(layer, out))
-        else:
-            hook = module.register_forward_pre_hook(
-                lambda m, args, kwargs, layer=layer: take(
-                    layer, args[0] if args else kwargs["hidden_states"]
-                ),
-                with_kwargs=True,
-            )
-        handles.append(hook)
-    try:
-        yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def reuse_memory() -> None:
-    """Keep freed memory for the next batch instead of giving it back to the system.
-
-    A batch needs the same large arrays as the one before it. Asking the system for fresh pages
-    each time took a quarter of the time of training. Only the GNU C library can be told so.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # another C library
-        libc = ctypes.CDLL(None)
-        for parameter, size in ((-3, 1 << 28), (-1, 1 << 30), (-2, 1 << 26)):
-            libc.mallopt(parameter, size)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """Return the device to compute on: with ``"auto"`` a GPU where there is one."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available.get(str(device).split(":")[0], False):
-        raise InputError(f"There is no device {device!r} here. Use auto, or cpu.")
-    return torch.device(device)
-
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Return the type to multiply in: with ``"auto"`` bfloat16 where the hardware does, or float32.
-
-    bfloat16 is several times faster on processors with AMX, and hundreds of times slower on
-    processors that only imitate it.
-    """
-    if precision != "auto":
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"There is no precision {precision!r}. Use auto, {', '.join(PRECISIONS)}."
-            )
-        return PRECISIONS[precision]
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        native = any(
-            getattr(torch.cpu, probe, bool)()
-            for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        )
-    else:
-        native = False
-    return torch.bfloat16 if native else torch.float32
 
 
 class Reading(NamedTuple):
@@ -416,7 +218,7 @@ class LanguageModel:
         captured.clear()
         try:
             logits = self._forward(tokens[:, :-1], keep if log_probs else 1)
-        except _Enough:
+        except Enough:
             logits = None
 
         def given_rows(values: torch.Tensor) -> np.ndarray:

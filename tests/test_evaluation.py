@@ -9,9 +9,10 @@ import pytest
 from conftest import STRIDE, WINDOW, make_text
 
 from knnlm.corpora import Split
-from knnlm.datastore import FORMAT, Datastore
+from knnlm.datastore import Datastore
 from knnlm.errors import InputError
 from knnlm.evaluation import ROWS_PER_CHUNK, Retrieval, Setting, perplexity
+from knnlm.files import FORMAT
 from knnlm.index import Index
 from knnlm.mixture import interpolate, knn_distribution, knn_log_prob
 

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from knnlm import training
 from knnlm.corpora import Split, load_corpus
 from knnlm.errors import InputError
+from knnlm.muon import Muon
 from knnlm.tokens import tokenizer_fingerprint, train_tokenizer
-from knnlm.training import Muon, train_language_model
+from knnlm.training import train_language_model
 
 TINY = {
     "layers": 2,
