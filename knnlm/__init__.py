@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 FILES = {
     "errors": ["InputError"],
     "progress": [],
+    "files": [],
+    "korean": [],
     "corpora": ["Corpus", "Document", "Split", "load_corpus", "load_text"],
     "tokens": ["TokenStream", "sliding_windows", "train_tokenizer"],
     "device": [],
@@ -18,7 +20,6 @@ FILES = {
     "language_model": ["LanguageModel"],
     "muon": [],
     "training": ["train_language_model"],
-    "files": [],
     "datastore": ["Datastore"],
     "index": ["Index", "Metric", "Neighbors"],
     "mixture": ["interpolate", "knn_distribution", "knn_log_prob", "neighbor_shares"],

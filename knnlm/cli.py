@@ -107,6 +107,9 @@ def train(
     heads: Annotated[int, Option(min=1, help="Attention heads; they share the width.")] = 4,
     context: Annotated[int, Option(min=2, help="Tokens read at once.")] = 256,
     vocab_size: Annotated[int, Option(min=257, help="Tokens of the tokenizer.")] = 4096,
+    alphabet: Annotated[
+        str, Option(help="bytes, or characters: for scripts such as Hangul.")
+    ] = "bytes",
     steps: Annotated[int, Option(min=1, help="Updates.")] = 650,
     batch_size: Annotated[int, Option(min=1, help="Contexts an update.")] = 8,
     learning_rate: Annotated[float, Option(help="The highest.")] = 8e-3,
@@ -133,6 +136,7 @@ def train(
         heads=heads,
         context=context,
         vocab_size=vocab_size,
+        alphabet=alphabet,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,

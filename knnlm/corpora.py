@@ -9,7 +9,7 @@ import importlib.resources
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +159,14 @@ def _sotu() -> Iterator[Document]:
         yield Document(file.name.removesuffix(".txt").replace("-", " "), text)
 
 
+def _korean() -> Iterator[Document]:
+    """Yield one document a manual page, or fifty of a game's messages."""
+    from knnlm import korean
+
+    for name, text in korean.documents():
+        yield Document(name, text)
+
+
 CORPORA = {
     corpus.name: corpus
     for corpus in (
@@ -180,6 +188,19 @@ CORPORA = {
                 "University of California, Santa Barbara."
             ),
             read=_sotu,
+        ),
+        Corpus(
+            name="korean",
+            title="Korean manuals and a game's messages: 1,854 documents, about 1.4 M characters",
+            license="MPL-2.0 (LibreOffice), CC BY-SA 3.0 (GNOME, some GFDL; Cataclysm)",
+            source="the Debian packages libreoffice-help-ko, gnome-user-docs, gnome-devel-docs and "
+            "cataclysm-dda-data",
+            citation=(
+                "The Document Foundation, LibreOffice Help. The GNOME Project, GNOME Help and "
+                "developer documentation. CleverRaven, Cataclysm: Dark Days Ahead. The Korean "
+                "translations are by their teams."
+            ),
+            read=_korean,
         ),
     )
 }
@@ -220,8 +241,19 @@ def _hub_corpus(spec: str) -> Corpus:
     )
 
 
+CORPORA["kowiki"] = replace(
+    _hub_corpus("wikimedia/wikipedia:20231101.ko"),
+    name="kowiki",
+    title="Korean Wikipedia of November 2023, streamed from the hub: the study's text",
+    license="CC BY-SA 4.0 and GFDL",
+    citation="Wikimedia Foundation. Wikimedia Downloads. https://dumps.wikimedia.org",
+)
+
+
 def load_corpus(name: str) -> Corpus:
-    """Return a corpus by name: ``"factbook"``, ``"sotu"`` or ``"hf:owner/dataset:config"``.
+    """Return a corpus by name: ``factbook``, ``sotu``, ``korean``, ``kowiki`` or ``hf:…``.
+
+    ``hf:owner/dataset:config`` is a dataset on the hub with a column ``text``.
 
     >>> [document.name for document in load_corpus("sotu").test][:2]
     ['1795 Washington 1', '1800 Adams 1']

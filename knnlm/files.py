@@ -5,11 +5,24 @@ import os
 import zlib
 from pathlib import Path
 
+import filelock
 import numpy as np
+import platformdirs
 
 from knnlm.errors import InputError
 
 FORMAT = 1
+
+
+def cache_folder() -> Path:
+    """Return where artifacts are kept: ``$KNNLM_CACHE``, or the platform's cache folder."""
+    return Path(os.environ.get("KNNLM_CACHE") or platformdirs.user_cache_dir("knnlm"))
+
+
+def alone(folder: Path) -> filelock.FileLock:
+    """Return a lock, so that of two processes one makes an artifact and the other waits."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(f"{folder}.lock")
 
 
 def write_json(path: Path, record: dict) -> None:

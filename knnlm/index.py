@@ -261,8 +261,18 @@ class Index:
         write_json(self.path / "index.json", self.record)
 
     @classmethod
-    def open(cls, path: str | Path, datastore: Datastore | None = None) -> "Index":
+    def open(
+        cls, path: str | Path, datastore: Datastore | None = None, mmap: bool = False
+    ) -> "Index":
         """Open an index and its datastore, which is found from the path in ``index.json``.
+
+        Parameters
+        ----------
+        datastore
+            Where it is open already.
+        mmap
+            Leave the lists of an ``IVF`` index on disk: the system reads those that a search
+            visits, and keeps what fits in memory. Other indexes, and the fast-scan ones, are read.
 
         Raises
         ------
@@ -288,7 +298,9 @@ class Index:
                 f"{len(datastore):,} keys, {size:,} of {record['bytes']:,} bytes. "
                 "Run the same build again: it goes on from there."
             )
-        return cls(path, record, datastore, faiss.read_index(str(file)))
+        return cls(
+            path, record, datastore, faiss.read_index(str(file), faiss.IO_FLAG_MMAP if mmap else 0)
+        )
 
     @property
     def metric(self) -> str:

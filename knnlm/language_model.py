@@ -11,8 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import cached_file
 
 from knnlm.device import choose_device, choose_precision, reuse_memory
 from knnlm.errors import InputError
@@ -98,7 +105,7 @@ class LanguageModel:
                 model, loading = AutoModelForCausalLM.from_pretrained(
                     name, dtype=torch.float32, output_loading_info=True
                 )
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = _load_tokenizer(name, model.config)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise InputError(
@@ -278,3 +285,26 @@ class LanguageModel:
             logits = self._forward(torch.from_numpy(tokens)[None].to(self.device), keep)
             result[rows] = torch.log_softmax(logits[0].float(), dim=-1).cpu().numpy()
         return result
+
+
+def _load_tokenizer(name: str | Path, config: PreTrainedConfig) -> Tokenizer:
+    """Load a model's tokenizer; where its files do not name a class, take it as it is written.
+
+    For KoGPT2 (``skt/kogpt2-base-v2``), which has a tokenizer.json alone, the Auto class goes by
+    the model's type and takes GPT-2's bytes for what are characters. Its end of text, which is also
+    its beginning, is in the model's configuration.
+    """
+    files = ("tokenizer_config.json", "tokenizer.json")
+    configured, written = (
+        cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files
+    )
+    if configured or not written:
+        return AutoTokenizer.from_pretrained(name)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+    names = {"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    if config.eos_token_id is not None:
+        end = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+        names |= {"bos_token": end, "eos_token": end}
+    known = tokenizer.get_vocab()
+    tokenizer.add_special_tokens({role: token for role, token in names.items() if token in known})
+    return tokenizer

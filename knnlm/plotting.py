@@ -1,10 +1,13 @@
 """The book's figures, in one style: each takes what the module returns and answers one question."""
 
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
@@ -17,14 +20,23 @@ LM, KNN, MIX, GRAY = "#0072b2", "#e69f00", "#009e73", "#8a8a8a"
 CYCLE = [LM, KNN, MIX, "#cc79a7", "#56b4e9", "#d55e00", "#5f5f5f"]
 
 
+def _register_hangul() -> None:
+    """Make NanumGothic known to matplotlib, whose own font has no Hangul."""
+    package = importlib.util.find_spec("koreanize_matplotlib")  # for its fonts; it is not imported
+    if package:
+        for font in sorted((Path(package.origin).parent / "fonts").glob("NanumGothic*.ttf")):
+            font_manager.fontManager.addfont(font)
+
+
 def use_style() -> None:
     """Set the book's look for all figures that follow; in a notebook, draw them as SVG."""
+    _register_hangul()
     plt.rcParams.update(
         {
             "figure.figsize": (7, 3.8),
             "figure.dpi": 110,
             "figure.constrained_layout.use": True,
-            "font.family": "sans-serif",
+            "font.family": ["DejaVu Sans", "NanumGothic"],
             "font.size": 12,
             "axes.titlesize": 13,
             "axes.titlelocation": "left",

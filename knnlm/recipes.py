@@ -9,13 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import filelock
-import platformdirs
-
 from knnlm.corpora import Corpus, load_corpus
 from knnlm.datastore import Datastore
 from knnlm.evaluation import Retrieval
-from knnlm.files import write_json
+from knnlm.files import alone, cache_folder, write_json
 from knnlm.index import Index, Metric
 from knnlm.key_layers import KeyLayer
 from knnlm.language_model import LanguageModel
@@ -24,6 +21,7 @@ from knnlm.training import train_language_model
 MODEL_FIELDS = (
     "corpus",
     "vocab_size",
+    "alphabet",
     "layers",
     "width",
     "heads",
@@ -35,7 +33,7 @@ MODEL_FIELDS = (
 )
 DATASTORE_FIELDS = (*MODEL_FIELDS, "window", "stride", "key_layer", "dtype")
 INDEX_FIELDS = (*DATASTORE_FIELDS, "factory", "metric", "nprobe")
-MODEL_FILES = ("corpora", "tokens", "muon", "training")
+MODEL_FILES = ("korean", "corpora", "tokens", "muon", "training")
 DATASTORE_FILES = (*MODEL_FILES, "key_layers", "device", "language_model", "files", "datastore")
 INDEX_FILES = (*DATASTORE_FILES, "index")
 MADE_BY = {  # of each artifact: the settings, and our files, that decide what it holds
@@ -75,11 +73,6 @@ def code_fingerprint(*modules: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def cache_folder() -> Path:
-    """Return where artifacts are kept: ``$KNNLM_CACHE``, or the platform's cache folder."""
-    return Path(os.environ.get("KNNLM_CACHE") or platformdirs.user_cache_dir("knnlm"))
-
-
 def record(chapter: str, **values: float | int | str) -> None:
     """Write the numbers of a chapter for the book's prose: ``{result}`chapter:name```.
 
@@ -102,6 +95,7 @@ class Recipe:
 
     corpus: str = "factbook"
     vocab_size: int = 8192
+    alphabet: str = "bytes"
     layers: int = 3
     width: int = 192
     heads: int = 3
@@ -138,7 +132,7 @@ class Recipe:
     def model_folder(self) -> Path:
         """Return the folder of the trained model; train it first where it is not there."""
         folder = self.folder("model")
-        with _alone(folder):
+        with alone(folder):
             if not (folder / "training.json").exists():
                 text = self.text()
                 settings = {name: getattr(self, name) for name in MODEL_FIELDS if name != "corpus"}
@@ -160,7 +154,7 @@ class Recipe:
         """Return the datastore of the corpus's training documents."""
         lm = self.model()
         folder = self.folder("datastore", lm.fingerprint + lm.precision)
-        with _alone(folder):
+        with alone(folder):
             try:
                 return Datastore.open(folder)
             except ValueError:
@@ -178,7 +172,7 @@ class Recipe:
         """Return the index over :meth:`datastore`."""
         store = self.datastore()
         folder = self.folder("index", store.fingerprint)
-        with _alone(folder):
+        with alone(folder):
             try:
                 return Index.open(folder, store)
             except ValueError:
@@ -191,7 +185,7 @@ class Recipe:
         index = self.index()
         extra = split + index.datastore.fingerprint
         folder = self.folder("retrieval", extra)
-        with _alone(folder):
+        with alone(folder):
             if (folder / "retrieval.json").exists():
                 return Retrieval.open(folder, index)
             text = self.text().split(split)
@@ -204,14 +198,15 @@ def _open_model(folder: Path) -> LanguageModel:
     return LanguageModel.from_pretrained(folder)
 
 
-def _alone(folder: Path) -> filelock.FileLock:
-    """Return a lock, so that of two processes one makes an artifact and the other waits."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(f"{folder}.lock")
-
-
 RECIPES = {
     "factbook": Recipe(),
+    "korean": Recipe(
+        corpus="korean",
+        alphabet="characters",
+        steps=400,
+        factory="IVF512,Flat",
+        dtype="float32",
+    ),
     # The same steps in two minutes, with a model that predicts poorly: to try things out.
     "small": Recipe(
         vocab_size=4096,

@@ -1,6 +1,7 @@
 """Documents to one stream of token ids, and the sliding windows in which a model reads it."""
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from knnlm.progress import progress
 END_OF_TEXT = "<|endoftext|>"
 
 
-def train_tokenizer(text: Split, vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019) on ``text``.
-
-    Every string can be encoded and decoded again, since its alphabet is the 256 bytes.
+def train_tokenizer(
+    text: Split, vocab_size: int = 4096, alphabet: str = "bytes"
+) -> PreTrainedTokenizerFast:
+    """Train a BPE tokenizer (Sennrich et al. 2016) on ``text``; it can encode every string.
 
     Parameters
     ----------
@@ -30,12 +31,31 @@ def train_tokenizer(text: Split, vocab_size: int = 4096) -> PreTrainedTokenizerF
         The training documents.
     vocab_size
         Number of tokens, the 256 bytes and the end of text among them.
+    alphabet
+        What tokens are put together from. ``"bytes"``, as GPT-2's (Radford et al. 2019): for text
+        in Latin script. ``"characters"``, as KoGPT2's: a syllable is never torn into bytes, but for
+        those that ``text`` hardly has, so every token can be read; and more tokens are words, since
+        none are spent on putting three bytes together. As in SentencePiece, a ``▁`` in the text
+        comes back as the space that it stands for.
     """
     if vocab_size < 257:
         raise InputError(
-            f"A byte-level vocabulary of {vocab_size} is too small. It holds the 256 bytes and "
-            "the end of text: ask for 257 or more."
+            f"A vocabulary of {vocab_size} is too small. It holds the 256 bytes and the end of "
+            "text: ask for 257 or more."
         )
+    if alphabet not in ALPHABETS:
+        raise InputError(f"There is no alphabet {alphabet!r}. Use {' or '.join(ALPHABETS)}.")
+    tokenizer = ALPHABETS[alphabet]((document.text for document in text), vocab_size)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _byte_level(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -45,14 +65,40 @@ def train_tokenizer(text: Split, vocab_size: int = 4096) -> PreTrainedTokenizerF
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document.text for document in text), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _character_level(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Return a BPE over the frequent characters; others are spelled in tokens for their bytes."""
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Metaspace(prepend_scheme="never"),
+        ]
     )
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = split
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, *(f"<0x{byte:02X}>" for byte in range(256))],
+        limit_alphabet=max(1, (vocab_size - 257) // 4),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    merges = [tuple(merge) for merge in learned["merges"]]
+    # Anew, without the trainer's special tokens: a text may hold the seven characters "<0x41>".
+    tokenizer = Tokenizer(models.BPE(learned["vocab"], merges, byte_fallback=True))
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Replace("▁", " "), decoders.Fuse()]
+    )
+    return tokenizer
+
+
+ALPHABETS = {"bytes": _byte_level, "characters": _character_level}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

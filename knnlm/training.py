@@ -142,6 +142,7 @@ def train_language_model(
     heads: int = 4,
     context: int = 256,
     vocab_size: int = 4096,
+    alphabet: str = "bytes",
     steps: int = 650,
     batch_size: int = 8,
     learning_rate: float = 8e-3,
@@ -168,7 +169,7 @@ def train_language_model(
         Other documents, to follow progress: a few windows while training, all of them afterwards.
     layers, width, heads, context
         The model's shape; ``context`` is in tokens.
-    vocab_size
+    vocab_size, alphabet
         See :func:`~knnlm.tokens.train_tokenizer`.
     steps, batch_size, learning_rate
         Updates, windows of ``context`` tokens an update, and the highest learning rate.
@@ -198,7 +199,7 @@ def train_language_model(
             f"A width of {width} is no multiple of {heads} heads. Choose one that they can share."
         )
     _check_folder(out, resume)
-    tokenizer = train_tokenizer(text, vocab_size)
+    tokenizer = train_tokenizer(text, vocab_size, alphabet)
     stream = TokenStream.encode(text, tokenizer)
     if len(stream) < context:
         raise InputError(
@@ -213,6 +214,7 @@ def train_language_model(
         "heads": heads,
         "context": context,
         "vocab_size": vocab_size,
+        "alphabet": alphabet,
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,

@@ -24,17 +24,19 @@ from knnlm.corpora import (
 )
 from knnlm.errors import InputError
 
+HERE = ["factbook", "sotu", "korean"]  # what needs no hub
+
 
 @pytest.fixture(scope="session")
 def corpora() -> dict[str, list[Document]]:
     """All documents of each named corpus."""
-    return {name: list(load_corpus(name).split("all")) for name in CORPORA}
+    return {name: list(load_corpus(name).split("all")) for name in HERE}
 
 
 @pytest.fixture(scope="session")
 def splits() -> dict[str, dict[str, list[Document]]]:
     """The documents of each split of each named corpus."""
-    return {n: {s: list(load_corpus(n).split(s)) for s in SPLITS} for n in CORPORA}
+    return {n: {s: list(load_corpus(n).split(s)) for s in SPLITS} for n in HERE}
 
 
 def digest(documents) -> str:
@@ -67,7 +69,7 @@ def test_the_speeches_are_249_in_the_order_of_years(corpora):
     assert min(len(document.text) for document in documents) > 1000
 
 
-@pytest.mark.parametrize("name", CORPORA)
+@pytest.mark.parametrize("name", HERE)
 def test_splits_are_disjoint_complete_and_eight_one_one(corpora, splits, name):
     everything = [(d.name, d.text) for d in corpora[name]]
     parts = [{(d.name, d.text) for d in documents} for documents in splits[name].values()]
@@ -91,7 +93,7 @@ def test_splits_are_the_same_in_another_process(splits):
         "digest = lambda ds: hashlib.sha256(repr([(d.name, d.text) for d in ds])"
         ".encode()).hexdigest()\n"
         "print(json.dumps({n: {s: digest(load_corpus(n).split(s)) for s in SPLITS[1:]}"
-        " for n in CORPORA}))"
+        f" for n in {HERE}}}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -136,7 +138,7 @@ def test_each_corpus_says_whose_text_it_is(name):
 
 
 def test_a_corpus_or_split_that_does_not_exist_is_refused():
-    with pytest.raises(InputError, match=r"no corpus 'novels'.*factbook, sotu"):
+    with pytest.raises(InputError, match=r"no corpus 'novels'.*factbook, sotu, korean, kowiki"):
         load_corpus("novels")
     with pytest.raises(InputError, match=r"no split 'dev'.*train, validation, test"):
         load_corpus("sotu").split("dev")
@@ -281,3 +283,16 @@ def test_a_hub_dataset_that_cannot_be_used_is_refused(hub_folder):
         list(load_text(f"hf:{hub_folder}:klingon"))
     with pytest.raises(InputError, match="cannot be opened"):
         list(load_text(f"hf:{hub_folder}/gone"))
+
+
+def test_korean_wikipedia_is_read_from_the_hubs_layout(hub_folder, tmp_path, monkeypatch):
+    (tmp_path / "wikimedia").mkdir()
+    (tmp_path / "wikimedia" / "wikipedia").symlink_to(hub_folder)
+    monkeypatch.chdir(tmp_path)  # a dataset's name is a path where there is one
+    corpus = load_corpus("kowiki")
+    assert [d.name for d in corpus.split("all")] == [f"20231101.ko {i}" for i in range(12)]
+    kept = [d.name for d in corpus.train]  # of each ten articles eight, as in the study
+    assert len(set(kept)) == len(kept)
+    assert sum(int(name.split()[1]) < 10 for name in kept) == 8
+    assert names_and_texts(load_text("kowiki:test")) == names_and_texts(corpus.test)
+    assert not set(kept) & {d.name for d in (*corpus.validation, *corpus.test)}

@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from knnlm.corpora import Document, Split
@@ -23,6 +23,38 @@ from knnlm.tokens import (
 def test_any_text_comes_back_from_its_tokens(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == text
+
+
+@pytest.fixture(scope="module")
+def syllables():
+    """A tokenizer over characters, from Korean sentences in which few syllables are frequent."""
+    words = "한국 서울 사람이 사람을 도시에서 도시의 큰 작은 강과 산 note 7 km.".split()
+    text = Split.of([" ".join(words[i:] + words[:i]) + "\n" for i in range(len(words))] * 3)
+    return train_tokenizer(text, 400, "characters")
+
+
+@given(st.text(st.characters(exclude_characters="▁", exclude_categories=["Cs"])))
+@example("뷁 has <0xEB> and 🙂, 漢字\n\n  두 칸")
+def test_any_text_comes_back_from_tokens_of_characters(syllables, text):
+    ids = syllables(text, add_special_tokens=False)["input_ids"]
+    assert syllables.decode(ids) == text
+
+
+def test_a_token_of_characters_is_never_a_part_of_one(syllables):
+    spelled = {f"<0x{byte:02X}>" for byte in range(256)}
+    for token, i in syllables.get_vocab().items():
+        if token not in spelled:
+            assert syllables.decode([i]) == token.replace("▁", " ")
+    pieces = syllables.tokenize("큰 도시에서 사람을")
+    assert not spelled & set(pieces)
+    assert len(pieces) < 7
+    assert spelled >= set(syllables.tokenize("뷁"))  # hardly ever seen: its three bytes
+    assert len(syllables) <= 400
+
+
+def test_an_alphabet_that_does_not_exist_is_refused(text):
+    with pytest.raises(InputError, match="'jamo'. Use bytes or characters"):
+        train_tokenizer(text, 400, "jamo")
 
 
 def test_the_tokenizer_holds_the_bytes_the_end_of_text_and_as_many_tokens_as_asked(text, tokenizer):

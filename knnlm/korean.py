@@ -1,0 +1,202 @@
+"""Korean text that Debian packages carry: fetched without root, cleaned, and checked.
+
+Manuals of LibreOffice and GNOME, and what a game says: they are free, small, and a package client
+finds them wherever there is one. What is kept in the cache is the clean text and a record of which
+packages it came from.
+"""
+
+import gettext
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import lxml.etree
+import lxml.html
+
+from knnlm.errors import InputError
+from knnlm.files import alone, cache_folder, read_record, write_json
+from knnlm.progress import progress
+
+PACKAGES = {  # with the versions of which TEXT_SHA256 is the text
+    "libreoffice-help-ko": "4:7.4.7-1+deb12u14",
+    "gnome-user-docs": "43.0-2",
+    "gnome-devel-docs": "40.3-1",
+    "cataclysm-dda-data": "0.F-3-9",
+}
+TEXT_SHA256 = "192ad87a73319482c1586cd379c214f4ef7ee93aaae3f051f6b6c520df90218b"
+MESSAGES_A_DOCUMENT = 50
+SHORTEST_DOCUMENT = 100  # characters
+SHORTEST_MESSAGE = 20
+HEADINGS_AND_PARAGRAPHS = ("h1", "h2", "h3", "h4", "h5", "h6", "p")
+HANGUL = re.compile("[가-힣]")
+LETTER = re.compile(r"[^\W\d_]")
+PLACEHOLDER = re.compile(r"%[0-9$.]*[sdfcu]|<[a-z_]+>|\{\w*\}|\$\w+")
+ALTERNATIVES = "Or use other Korean text: the corpus kowiki (from the hub), or your own files."
+
+
+def documents() -> Iterator[tuple[str, str]]:
+    """Yield the name and text of each document, from the cache, or after fetching the packages.
+
+    Warns
+    -----
+    UserWarning
+        When the packages have other versions than those of the book, and so another text.
+
+    Raises
+    ------
+    InputError
+        When there is no Debian package client, or it cannot fetch the packages.
+    """
+    folder = cache_folder() / "korean" / "text"
+    file = folder / "documents.jsonl"
+    with alone(folder):
+        if not _is_whole(file):
+            folder.mkdir(parents=True, exist_ok=True)
+            _make(file)
+    with open(file, encoding="utf-8") as lines:
+        for line in lines:
+            name, text = json.loads(line)
+            yield name, text
+
+
+def _is_whole(file: Path) -> bool:
+    if not (file.exists() and (file.parent / "korean.json").exists()):
+        return False
+    record = read_record(file.parent, "korean")
+    return record["expected"] == TEXT_SHA256 and record["sha256"] == _sha256(file)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _make(file: Path) -> None:
+    """Fetch the packages, clean their text, and write it with a record of what it came from."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as place:
+        packages = fetch(PACKAGES, Path(place))
+        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in clean(_read(Path(place))))
+        file.write_text("".join(rows), encoding="utf-8")
+    found = _sha256(file)
+    record = {"format": 1, "packages": packages, "sha256": found, "expected": TEXT_SHA256}
+    write_json(file.parent / "korean.json", record)
+    if found != TEXT_SHA256:
+        versions = {name: package["version"] for name, package in packages.items()}
+        warnings.warn(
+            "This Korean text is not the book's, so numbers will differ: it was made from "
+            f"{versions}, the book's from {PACKAGES}.",
+            stacklevel=2,
+        )
+
+
+def fetch(names: Iterable[str], folder: Path) -> dict[str, dict[str, str]]:
+    """Download Debian packages by name, without root, and unpack them into ``folder/NAME``.
+
+    The client checks each against the archive's signed list. Where the system has no list of
+    packages, one is fetched into ``folder``.
+
+    Returns
+    -------
+    dict
+        Of each package, its ``version`` and its ``sha256``.
+    """
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise InputError(
+            "The corpus korean is made from Debian packages, and there is no apt-get and dpkg-deb "
+            f"here. Use a Debian or Ubuntu system (Colab is one). {ALTERNATIVES}"
+        )
+    own: list[str] = []
+    packages = {}
+    for name in progress(names, description="fetch", unit="packages"):
+        done = _run("apt-get", *own, "download", name, cwd=folder)
+        if done.returncode and not own:
+            for part in ("lists/partial", "cache/archives/partial"):
+                (folder / part).mkdir(parents=True)
+            own = ["-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
+            _run("apt-get", *own, "update", cwd=folder)
+            done = _run("apt-get", *own, "download", name, cwd=folder)
+        file = next(folder.glob(f"{name}_*.deb"), None)
+        if done.returncode or file is None:
+            reasons = [line for line in done.stderr.splitlines() if line.startswith("E:")]
+            raise InputError(
+                f"The Debian package {name} cannot be fetched: "
+                f"{(reasons or ['it is not there'])[0].removeprefix('E: ').rstrip('.')}. "
+                f"Check the connection and apt's sources. {ALTERNATIVES}"
+            )
+        version = _run("dpkg-deb", "--field", str(file), "Version", cwd=folder).stdout.strip()
+        if _run("dpkg-deb", "--extract", str(file), str(folder / name), cwd=folder).returncode:
+            raise InputError(f"The Debian package {name} cannot be unpacked. {ALTERNATIVES}")
+        packages[name] = {"version": version, "sha256": _sha256(file)}
+        file.unlink()
+    return packages
+
+
+def _run(*command: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def _read(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield where each document stands, and its paragraphs as they are."""
+    pages = folder / "libreoffice-help-ko/usr/share/libreoffice/help/ko/text"
+    for file in sorted(pages.rglob("*.html")):
+        yield "LibreOffice", list(_html_paragraphs(file))
+    for package in ("gnome-user-docs", "gnome-devel-docs"):
+        pages = folder / package / "usr/share/help/ko"
+        for file in sorted(f for f in pages.rglob("*") if f.suffix in (".page", ".docbook")):
+            yield "GNOME", list(_xml_paragraphs(file))
+    catalog = folder / "cataclysm-dda-data/usr/share/locale/ko/LC_MESSAGES/cataclysm-dda.mo"
+    with open(catalog, "rb") as file:
+        messages = gettext.GNUTranslations(file)._catalog  # it has no public way to list them
+    lines = [
+        line
+        for _, message in sorted(m for m in messages.items() if isinstance(m[0], str) and m[0])
+        for line in message.splitlines()
+        if len(line) >= SHORTEST_MESSAGE
+    ]
+    for lo in range(0, len(lines), MESSAGES_A_DOCUMENT):
+        yield "Cataclysm", lines[lo : lo + MESSAGES_A_DOCUMENT]
+
+
+def _html_paragraphs(file: Path) -> Iterator[str]:
+    tree = lxml.html.parse(str(file), lxml.html.HTMLParser(encoding="utf-8"))
+    for other_system in tree.xpath('//span[@class="MAC"]'):  # both keyboards are on the page
+        other_system.drop_tree()
+    for element in tree.iter(*HEADINGS_AND_PARAGRAPHS):
+        yield element.text_content()
+
+
+def _xml_paragraphs(file: Path) -> Iterator[str]:
+    parser = lxml.etree.XMLParser(resolve_entities=False, no_network=True, recover=True)
+    for element in lxml.etree.parse(str(file), parser).iter("{*}title", "{*}p", "{*}para"):
+        yield "".join(element.itertext())
+
+
+def clean(raw: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, str]]:
+    """Yield name and text of each document: Korean paragraphs, each a line, none of them twice.
+
+    Paragraphs that are for the most part in another script (what was not translated, code), that
+    hold a program's placeholders, or that stood in the same or an earlier document, are left out;
+    so are documents of which hardly anything remains.
+    """
+    seen = set()
+    number: dict[str, int] = {}
+    for source, paragraphs in raw:
+        lines = []
+        for paragraph in paragraphs:
+            line = " ".join(paragraph.split())
+            hangul = len(HANGUL.findall(line))
+            if hangul < 5 or 2 * hangul < len(LETTER.findall(line)) or PLACEHOLDER.search(line):
+                continue
+            if line not in seen:
+                seen.add(line)
+                lines.append(line)
+        text = "\n".join(lines)
+        if len(text) >= SHORTEST_DOCUMENT:
+            number[source] = number.get(source, 0) + 1
+            title = lines[0] if len(lines[0]) <= 30 else lines[0][:29] + "…"
+            yield f"{source} {number[source]}: {title}", text
