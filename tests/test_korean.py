@@ -19,7 +19,8 @@ PAGE = """<html><head><title>창</title><script>var 변수 = "코드";</script><
 <ul><li><p>메뉴에서   <b>파일</b>을
  선택합니다.</p></li></ul>
 <p>{name}은 자리 표시자입니다.</p><p>짧다</p></body></html>"""
-HELP = """<page xmlns="http://projectmallard.org/1.0/"><info><credit><name>아무개 씨의 이름</name></credit>
+HELP = """<page xmlns="http://projectmallard.org/1.0/"><info>
+<credit><name>아무개 씨의 이름</name></credit>
 <desc>설명은 본문이 아닙니다.</desc></info><title>컴퓨터를 끄는 방법</title>
 <p>시스템 메뉴에서 <gui>끄기</gui>를 누르십시오.</p></page>"""
 
@@ -126,8 +127,8 @@ def test_a_package_is_fetched_with_its_version_and_unpacked(tmp_path, monkeypatc
     content = tmp_path / "content"
     (content / "DEBIAN").mkdir(parents=True)
     (content / "DEBIAN" / "control").write_text(
-        "Package: words\nVersion: 2:1.5-3\nArchitecture: all\nMaintainer: nobody <nobody@localhost>\n"
-        "Description: words\n"
+        "Package: words\nVersion: 2:1.5-3\nArchitecture: all\nDescription: words\n"
+        "Maintainer: nobody <nobody@localhost>\n"
     )
     (content / "usr").mkdir()
     (content / "usr" / "word").write_text("낱말")

@@ -53,7 +53,7 @@ def test_a_token_of_characters_is_never_a_part_of_one(syllables):
 
 
 def test_an_alphabet_that_does_not_exist_is_refused(text):
-    with pytest.raises(InputError, match="'jamo'. Use bytes or characters"):
+    with pytest.raises(InputError, match=r"'jamo'\. Use bytes or characters"):
         train_tokenizer(text, 400, "jamo")
 
 
