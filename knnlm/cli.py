@@ -12,7 +12,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from knnlm.console import app, command, note, plain, table
+from knnlm.console import app, command, end_of, note, plain, table
 from knnlm.errors import InputError
 
 TEXT = (
@@ -371,7 +371,7 @@ def cases(
         jsonl.write_text("".join(lines), encoding="utf-8")
     rows = [
         (
-            "…" + " ".join(case.context.split())[-32:],
+            end_of(case.context, 32),
             repr(case.label)[1:-1],
             *(f"{p:.4f}" for p in (case.lm_probability, case.knn_probability)),
             f"{case.knn_lm_probability:.4f}",

@@ -175,3 +175,10 @@ def table(columns: list[str], rows: list):
     for row in rows:
         table.add_row(*(Text(readable(cell)) for cell in row))
     return table
+
+
+def end_of(text: str, cells: int) -> str:
+    """Return the end of a text in one line, as wide on a terminal as so many Latin letters."""
+    from rich.cells import set_cell_size
+
+    return "…" + set_cell_size(" ".join(text.split())[::-1], cells)[::-1].lstrip()

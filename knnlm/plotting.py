@@ -1,7 +1,7 @@
 """The book's figures, in one style: each takes what the module returns and answers one question."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -66,7 +66,7 @@ def loss_curve(curve: Sequence[dict]) -> Figure:
     rows = pd.DataFrame(curve)
     for column, label, style in (
         ("loss", "training text", "-"),
-        ("validation_loss", "held-out countries", "o"),
+        ("validation_loss", "held-out text", "o"),
     ):
         if column in rows:
             known = rows.dropna(subset=[column])
@@ -113,26 +113,30 @@ def index_comparison(table: pd.DataFrame) -> Figure:
 
 def sweep_curves(sweep: Sweep) -> Figure:
     """Draw perplexity over λ, one line for each k at its best temperature, the LM as a level."""
-    figure, axes = plt.subplots()
-    for k in sorted(sweep.table["k"].unique()):
+    curves = {}
+    table = sweep.table.set_index("lam")
+    for k in sorted(table["k"].unique()):
         best = sweep.best(k=k)
-        rows = sweep.table[
-            (sweep.table["k"] == k) & (sweep.table["temperature"] == best.temperature)
-        ]
-        (line,) = axes.plot(
-            rows["lam"], rows["perplexity"], label=f"k = {k}, T = {best.temperature:g}"
-        )
-        axes.plot(best.lam, best.perplexity, "o", color=line.get_color())
-    level = sweep.perplexity_lm
+        rows = table[(table["k"] == k) & (table["temperature"] == best.temperature)]
+        curves[f"k = {k}, T = {best.temperature:g}"] = rows["perplexity"]
+    return lam_curves(curves, sweep.perplexity_lm)
+
+
+def lam_curves(curves: Mapping[str, pd.Series], level: float) -> Figure:
+    """Draw perplexity over λ, the series' index, its lowest point marked; the LM as a level."""
+    figure, axes = plt.subplots(figsize=(7, 4.3))
+    for label, curve in curves.items():
+        (line,) = axes.plot(curve.index, curve, label=label)
+        axes.plot(curve.idxmin(), curve.min(), "o", color=line.get_color())
     axes.axhline(level, color=GRAY, ls="--", lw=1.5, label="language model")
-    lowest = min(level, sweep.table["perplexity"].min())
+    lowest = min(level, *(curve.min() for curve in curves.values()))
     height = max(level - lowest, 0.05 * level)
     axes.set(
         xlabel="λ, the share of p_kNN",
         ylabel="perplexity, lower is better",
         ylim=(lowest - 0.15 * height, level + 0.6 * height),
     )
-    axes.legend(fontsize=10, ncols=2)
+    figure.legend(fontsize=10, ncols=3, loc="outside lower center")
     return figure
 
 
@@ -168,6 +172,37 @@ def sweep_surface(sweep: Sweep, k: int) -> Figure:
     axes.minorticks_off()
     axes.grid(visible=False)
     figure.colorbar(image, label="perplexity", extend="max")
+    return figure
+
+
+def stride_cost(table: pd.DataFrame) -> Figure:
+    """Draw what a smaller stride saves over the time it costs; the first row is the largest.
+
+    Columns ``seconds`` (to build the datastore), ``perplexity_lm`` and ``perplexity``; the index is
+    the stride.
+    """
+    figure, axes = plt.subplots()
+    for column, label, color in (
+        ("perplexity_lm", "language model", LM),
+        ("perplexity", "with memory", MIX),
+    ):
+        saved = 100 * (1 - table[column] / table[column].iloc[0])
+        axes.plot(table["seconds"], saved, "o-", color=color, label=label)
+    for stride, seconds in table["seconds"].items():
+        axes.axvline(seconds, color=GRAY, lw=1, ls=":")
+        axes.annotate(
+            f"{stride:g}",
+            (seconds, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=10,
+        )
+    axes.set_title("stride, in tokens", fontsize=11, loc="right", pad=18)
+    axes.set(xlabel="seconds to build the datastore", ylabel="perplexity saved, %")
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.legend(loc="lower right")
     return figure
 
 

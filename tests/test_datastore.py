@@ -1,5 +1,6 @@
 """Keys and values on disk: what they are, that builds resume to the byte, what is refused."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import oracle
 import pytest
 import torch
 from conftest import STRIDE, WINDOW, make_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from knnlm import datastore, language_model
 from knnlm.corpora import Document, Split
@@ -415,3 +418,23 @@ def test_values_above_int16_are_kept(lm, tmp_path):
     """Vocabularies have more than 32,767 tokens."""
     stream = lm.encode(Split.of(["rice and wheat"]))
     assert Datastore.build(tmp_path / "s", lm, stream).values.dtype == np.int32
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 150), st.integers(1, WINDOW), st.data())
+def test_any_window_and_stride_gives_each_pair_once_to_the_byte(lm, tmp_path_factory, n, w, data):
+    stride = data.draw(st.integers(1, w))
+    stream = lm.encode(Split.of([make_text(n, n)]))
+    n = min(n, len(stream))
+    stream = dataclasses.replace(stream, tokens=stream.tokens[:n])
+    folder = tmp_path_factory.mktemp("store") / "of any shape"
+    store = Datastore.build(folder, lm, stream, window=w, stride=stride, dtype="float32")
+    assert store.values.tobytes() == stream.tokens[1:].tobytes()
+    assert (folder / "keys.npy").stat().st_size == 128 + 4 * (n - 1) * store.dim
+    for i in {0, (n - 2) // 2, n - 2}:  # each key: read from its own window, alone
+        (start,) = [start for start, _, given in oracle.windows(n, w, stride) if i in given]
+        alone = dataclasses.replace(stream, tokens=stream.tokens[start : i + 2])
+        (reading,) = lm.read(alone, window=max(1, i + 1 - start), stride=1)
+        np.testing.assert_allclose(
+            store.keys[i], reading.keys["ffn_input"][-1], rtol=1e-4, atol=1e-5
+        )

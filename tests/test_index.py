@@ -1,7 +1,10 @@
 """FAISS over the keys: exact where it says so, whole after a kill, and −1 is no neighbor."""
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 
 import faiss
@@ -405,3 +408,45 @@ def test_store_and_index_can_be_moved_together(lm, held_out, tmp_path):
 def test_building_takes_and_records_time(flat):
     assert 0 < flat["l2"].record["seconds"] < time.perf_counter()
     assert flat["l2"].record["rows_done"] == len(flat["l2"].datastore)
+
+
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "IVF8,SQ8", "IVF8,PQ4", "PCA8,IVF8,Flat", "Flat"])
+def test_an_index_left_on_disk_finds_the_same(store, queries, tmp_path, factory):
+    built = Index.build(store, factory, nprobe=4, path=tmp_path / "index")
+    mapped = Index.open(tmp_path / "index", mmap=True)
+    for exact in (False, True):
+        one, other = (index.search(queries, 20, exact=exact) for index in (built, mapped))
+        assert np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.distances, other.distances)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_opening_an_index_on_disk_reads_none_of_its_lists(store, tmp_path):
+    """A file of 64 MB: opened, it takes little memory; searched, only for what is visited."""
+    index = faiss.index_factory(256, "IVF64,Flat")
+    keys = np.random.default_rng(0).standard_normal((1 << 16, 256)).astype(np.float32)
+    index.train(keys[:4096])
+    index.add(keys)
+    Index.build(store, "IVF8,Flat", path=tmp_path / "index")
+    faiss.write_index(index, str(tmp_path / "index" / "index.faiss"))
+    record = json.loads((tmp_path / "index" / "index.json").read_text())
+    record["bytes"] = (tmp_path / "index" / "index.faiss").stat().st_size
+    (tmp_path / "index" / "index.json").write_text(json.dumps(record))
+    script = (
+        "import sys, psutil, knnlm.index, faiss, numpy as np\n"
+        "now = lambda: psutil.Process().memory_info().rss\n"
+        "before = now()\n"
+        "index = knnlm.index.Index.open(sys.argv[1], mmap=sys.argv[2] == 'mmap')\n"
+        "opened = now()\n"
+        "faiss.ParameterSpace().set_index_parameter(index.faiss_index, 'nprobe', 2)\n"
+        "index.faiss_index.search(np.zeros((1, 256), np.float32), 1)\n"
+        "print(opened - before, now() - opened)\n"
+    )
+    grown = {}
+    for how in ("mmap", "read"):
+        command = [sys.executable, "-c", script, str(tmp_path / "index"), how]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        grown[how] = [int(x) for x in done.stdout.split()]
+    assert grown["read"][0] > 0.9 * record["bytes"]
+    assert grown["mmap"][0] < 0.2 * record["bytes"]
+    assert grown["mmap"][1] < 0.5 * record["bytes"]

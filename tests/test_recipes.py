@@ -77,3 +77,18 @@ def test_recorded_numbers_are_plain_json_and_replace_the_earlier(monkeypatch, tm
     recipes.record("01_x", a=store.values[:3].mean(), b="text")
     written = json.loads((tmp_path / "01_x.json").read_text())
     assert written == {"a": float(store.values[:3].mean()), "b": "text"}
+
+
+def test_a_pretrained_model_is_not_trained(recipe, model_folder, lm, monkeypatch):
+    monkeypatch.setattr(recipes, "train_language_model", None)
+    pretrained = recipe.but(pretrained=str(model_folder), window=16, stride=8)
+    assert pretrained.model().fingerprint == lm.fingerprint
+    retrieval = pretrained.retrieval("validation")
+    assert retrieval.index.datastore.record["model"] == lm.fingerprint
+    assert retrieval.record["window"] == 16
+
+
+def test_the_korean_studys_recipe_has_its_sizes():
+    study = recipes.RECIPES["kogpt2"]
+    assert (study.window, study.stride, study.k, study.dtype) == (1024, 512, 8, "float32")
+    assert study.text().name == "kowiki"
