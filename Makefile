@@ -29,13 +29,16 @@ $(VENV)/ready: requirements.lock pyproject.toml
 book: venv  ## run the notebooks and build the book into _build/html
 	$(BIN)/python tools/build_book.py
 
+# A translation has the code cells of its original (a test sees to it): it need not run again.
+ALONE := $(filter-out %_ko.ipynb,$(NOTEBOOKS))
+
 # The tests run two at a time on one thread each; the notebooks one by one on all cores, each
 # copied to an empty folder of its own.
 test: book  ## run every test: module, command line, book, and each notebook by itself
 	$(BIN)/ruff check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
-	for notebook in $(NOTEBOOKS); do \
+	for notebook in $(ALONE); do \
 	    alone=$$folder/$$(basename $$notebook .ipynb) && mkdir $$alone && cp $$notebook $$alone; \
 	done && \
 	KNNLM_RESULTS=$$folder/results $(BIN)/pytest -p no:cacheprovider \
