@@ -59,7 +59,7 @@ class Datastore:
         window, stride
             See :func:`~knnlm.tokens.sliding_windows`; the model's context, and half of it.
         key_layer
-            See :func:`~knnlm.language_model.find_module`.
+            See :func:`~knnlm.key_layers.find_module`.
         dtype
             ``"float16"`` or ``"float32"``.
 

@@ -67,7 +67,8 @@ class LanguageModel:
     name
         Where it came from, for messages and records.
     device, precision
-        Where and in what type it multiplies; see :func:`choose_device`, :func:`choose_precision`.
+        Where and in what type it multiplies; see
+        :func:`~knnlm.device.choose_device`, :func:`~knnlm.device.choose_precision`.
     """
 
     model: PreTrainedModel

@@ -174,7 +174,7 @@ def train_language_model(
     steps, batch_size, learning_rate
         Updates, windows of ``context`` tokens an update, and the highest learning rate.
     precision, device
-        See :func:`~knnlm.language_model.choose_precision` and ``choose_device`` there.
+        See :func:`~knnlm.device.choose_precision` and ``choose_device`` there.
     seed
         Equal seeds on one machine give equal models.
     resume

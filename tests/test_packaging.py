@@ -198,15 +198,18 @@ def test_notebook_is_committed_without_outputs(path):
     "path", [path for path in NOTEBOOKS if path.stem.endswith("_ko")], ids=lambda path: path.stem
 )
 def test_a_translation_has_the_code_of_its_original(path):
-    """So one run serves both pages, and every number is in both."""
+    """Metadata and all, so that one run serves both pages; and every number is in both."""
     original = path.with_name(path.name.replace("_ko.ipynb", ".ipynb"))
     code, words = [], []
     for notebook in (path, original):
         cells = json.loads(notebook.read_text("utf-8"))["cells"]
         kinds = [cell["cell_type"] for cell in cells]
-        code.append([(kinds, ["".join(c["source"]) for c in cells if c["cell_type"] == "code"])])
+        code.append((kinds, [(c["id"], c) for c in cells if c["cell_type"] == "code"]))
         text = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         words.append(set(re.findall(r"\{result\}`([^`|\\]+)", text)))
     assert code[0] == code[1]
     assert words[0] == words[1]
-    assert re.search("[가-힣]{2}", "".join(path.read_text("utf-8")))
+    alt = json.loads(path.read_text("utf-8"))["metadata"]["alt"]
+    shown = [c["metadata"].get("mystnb", {}).get("image", {}).get("alt") for _, c in code[0][1]]
+    assert set(alt) == set(filter(None, shown))
+    assert all(re.search("[가-힣]{2}", words) for words in alt.values())
