@@ -12,7 +12,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from knnlm.console import app, command, end_of, note, plain, table
+from knnlm.console import app, command, end_of, note, plain, readable, table
 from knnlm.errors import InputError
 
 TEXT = (
@@ -153,14 +153,27 @@ def train(
 def plan(
     tokens: Annotated[int, Option(min=1, help="Tokens of text: a key each.")],
     dim: Annotated[int, Option(min=1, max=1 << 16, help="Width of a key: of the model.")],
-    factory: Annotated[str, Option(help="FAISS's factory string.")] = "Flat",
+    factory: Annotated[
+        str | None, Option(help="FAISS's factory string; else Flat, beside some smaller ones.")
+    ] = None,
     dtype: Annotated[str, Option(help="float16 or float32.")] = "float16",
 ):
     """Say what a datastore and its index will cost: bytes on disk, memory, time."""
     from knnlm import planner
 
-    record = planner.plan(tokens, dim, factory, dtype)
-    return record, record
+    record = planner.plan(tokens, dim, factory or "Flat", dtype)
+    sizes = {name: tokens * dim * size for name, size in planner.KEY_BYTES.items()}
+    record["keys"] = {f"{name}_bytes": size for name, size in sizes.items()}
+    if factory:
+        return record, record
+    names = ("factory", "index_bytes", "train_bytes", "assign_hours")
+    codes = [
+        {name: code[name] for name in names}
+        for code in planner.plan_codes(tokens, dim, record["gflops"])
+    ]
+    columns = ["index", "on disk", "memory to train it", "hours to assign keys"]
+    rows = [[readable(value, name) for name, value in code.items()] for code in codes]
+    return record | {"codes": codes}, [record, "", table(columns, rows)]
 
 
 @command

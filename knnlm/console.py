@@ -171,7 +171,7 @@ def table(columns: list[str], rows: list):
 
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column == "context" else "right")
+        table.add_column(column, justify="left" if column in ("context", "index") else "right")
     for row in rows:
         table.add_row(*(Text(readable(cell)) for cell in row))
     return table

@@ -1,5 +1,6 @@
 """Bytes, memory and time of a datastore and its index, before anything is built."""
 
+import math
 import time
 
 import faiss
@@ -80,6 +81,19 @@ def plan(
         "forward_hours": 2 * 12 * layers * dim**2 * tokens / (gflops * 1e9) / 3600,
         "assign_hours": 2 * lists * dim * tokens / (gflops * 1e9) / 3600,
     }
+
+
+def plan_codes(tokens: int, dim: int, gflops: float | None = None) -> list[dict]:
+    """Return :func:`plan` for four kinds of codes, from whole keys to a bit a dimension.
+
+    About 4 √tokens lists, a power of two, at most the paper's 4096; product quantization in the
+    paper's 64 bytes a key, or the fewer that divide the width.
+    """
+    gflops = measure_gflops() if gflops is None else gflops
+    lists = min(4096, 1 << max(0, round(math.log2(4 * math.sqrt(max(tokens, 1))))))
+    code = math.gcd(dim, 64)
+    factories = ("Flat", f"IVF{lists},SQ8", f"IVF{lists},PQ{code}", f"IVF{lists},RaBitQ")
+    return [plan(tokens, dim, factory, gflops=gflops) for factory in factories]
 
 
 def _index_bytes(index: faiss.Index, n: int) -> float:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -438,9 +439,21 @@ def test_plan():
     ).json
     assert found["keys_bytes"] == 107_274_239 * 768 * 2
     assert found["values_bytes"] == 107_274_239 * 4
+    codes = run("plan", "--tokens", 107_274_239, "--dim", 768, "--json").json
+    assert codes["keys"] == {"float16_bytes": 164_773_231_104, "float32_bytes": 329_546_462_208}
+    assert [code["factory"] for code in codes["codes"]] == [
+        "Flat",
+        "IVF4096,SQ8",
+        "IVF4096,PQ64",
+        "IVF4096,RaBitQ",
+    ]
+    assert codes["codes"][0]["index_bytes"] == 329_546_462_208
+    assert codes["codes"][2]["index_bytes"] / 1e9 == pytest.approx(107.274239 * 72 / 1000, rel=0.01)
     shown = run("plan", "--tokens", 107_274_239, "--dim", 768).out
     assert "164.77 GB" in shown
+    assert "329.55 GB" in shown
     assert "429.10 MB" in shown
+    assert re.search(r"IVF4096,PQ64 +7.74 GB +805.31 MB", shown)
 
 
 # Streams
