@@ -1,0 +1,59 @@
+"""The figures: letters that are drawn, numbers that stand where the data are."""
+
+import io
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import font_manager, pyplot
+
+from knnlm import plotting
+
+
+@pytest.fixture(autouse=True)
+def _style():
+    with pyplot.rc_context():
+        plotting.use_style()
+        yield
+        pyplot.close("all")
+
+
+def drawn(figure) -> bytes:
+    """The picture, with every warning (of a letter without a glyph, say) as an error."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("weight", ["normal", "bold"])
+def test_hangul_is_drawn_and_not_as_boxes(weight):
+    assert "Nanum" in font_manager.findfont("NanumGothic", fallback_to_default=False)
+    pictures = []
+    for word in ("한국", "서울", "λ ␣⏎"):
+        figure, axes = pyplot.subplots(figsize=(2, 1))
+        axes.set_title(word, fontweight=weight)
+        pictures.append(drawn(figure))
+    assert len(set(pictures)) == 3  # boxes would look alike
+
+
+def test_curves_over_lam_mark_their_lowest_points():
+    lams = np.array([0, 0.5, 1])
+    curves = {"one": pd.Series([9, 7, np.inf], lams), "two": pd.Series([9, 9.5, 10], lams)}
+    (axes,) = plotting.lam_curves(curves, 9).axes
+    marks = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert marks == [[[0.5, 7]], [[0, 9]]]
+    drawn(axes.figure)
+
+
+def test_the_cost_of_a_stride_is_measured_from_the_first():
+    table = pd.DataFrame(
+        {"seconds": [10, 15], "perplexity_lm": [100, 99], "perplexity": [80, 76]}, index=[256, 128]
+    )
+    (axes,) = plotting.stride_cost(table).axes
+    saved = {line.get_label(): line.get_ydata().tolist() for line in axes.lines[:2]}
+    assert saved["language model"] == pytest.approx([0, 1])
+    assert saved["with memory"] == pytest.approx([0, 5])
+    drawn(axes.figure)
