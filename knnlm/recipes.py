@@ -209,6 +209,7 @@ RECIPES = {
         alphabet="characters",
         steps=400,
         factory="IVF1024,Flat",
+        nprobe=16,
     ),
     # The Korean study's size: 107 million keys, 330 GB of disk, days on a processor.
     "kogpt2": Recipe(
