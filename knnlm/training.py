@@ -1,5 +1,6 @@
 """Training a small GPT-2-shaped language model from scratch, in minutes on a processor."""
 
+import copy
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -40,6 +42,25 @@ CURVE = {  # names in training.json, and in the Trainer's log
     "validation_loss": "validation_loss",
     "validation_bits_per_character": "validation_bits_per_character",
 }
+
+
+def _new_model(tokenizer: PreTrainedTokenizerBase, shape: dict[str, int]) -> GPT2LMHeadModel:
+    """Return a GPT-2-shaped model with weights drawn anew."""
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            **shape,
+            activation_function="relu",  # a tenth faster than GPT-2's gelu_new
+            embd_pdrop=0.0,  # hardly any window is read twice
+            resid_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            loss_type="ForCausalLM",
+        )
+    )
+    _initialize_embeddings(model)
+    return model
 
 
 @torch.no_grad()
@@ -150,8 +171,11 @@ def train_language_model(
     device: str = "auto",
     seed: int = 0,
     resume: bool = False,
+    start: LanguageModel | None = None,
 ) -> Path:
     """Train a tokenizer and a GPT-2-shaped model on ``text``; write both to the folder ``out``.
+
+    With ``start``, go on from that model instead: fine-tuning.
 
     The folder is what ``save_pretrained`` writes, so the Auto classes load it. ``training.json``
     beside the model holds ``settings``, ``seconds``, ``tokens``, ``parameters`` and ``curve``: rows
@@ -179,6 +203,9 @@ def train_language_model(
         Equal seeds on one machine give equal models.
     resume
         Go on where a run with the same settings was interrupted.
+    start
+        A GPT-2-shaped model whose tokenizer, shape and weights to begin with; it is left as it is.
+        What else describes the shape or the vocabulary is then not used.
 
     Returns
     -------
@@ -189,7 +216,8 @@ def train_language_model(
     ------
     InputError
         When ``out`` holds something else, there is nothing to resume or its settings differ, the
-        heads do not share the width evenly, or the text is shorter than one context.
+        heads do not share the width evenly, the text is shorter than one context, or ``start`` has
+        another architecture.
     """
     out, checkpoints = Path(out), Path(out) / "checkpoints"
     device = choose_device(device)
@@ -198,8 +226,17 @@ def train_language_model(
         raise InputError(
             f"A width of {width} is no multiple of {heads} heads. Choose one that they can share."
         )
+    if start is not None:
+        config = start.model.config
+        if config.model_type != "gpt2":
+            raise InputError(
+                f"{start.name} is of the architecture {config.model_type}, and only GPT-2's can be "
+                "fine-tuned here. Train it with transformers.Trainer, and give its folder as model."
+            )
+        layers, width, heads = config.n_layer, config.n_embd, config.n_head
+        context, vocab_size, alphabet = start.context, start.vocab_size, "of the model begun with"
     _check_folder(out, resume)
-    tokenizer = train_tokenizer(text, vocab_size, alphabet)
+    tokenizer = start.tokenizer if start else train_tokenizer(text, vocab_size, alphabet)
     stream = TokenStream.encode(text, tokenizer)
     if len(stream) < context:
         raise InputError(
@@ -221,6 +258,7 @@ def train_language_model(
         "precision": str(dtype).removeprefix("torch."),
         "device": device.type,
         "seed": seed,
+        "start": start.fingerprint if start else None,
     }
     if resume:
         before = json.loads((checkpoints / "settings.json").read_text())
@@ -236,23 +274,8 @@ def train_language_model(
     windows = torch.from_numpy(stream.tokens[: len(stream) // context * context].astype(np.int64))
     held_out = TokenStream.encode(validation, tokenizer) if validation else None
     set_seed(seed)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=context,
-            n_embd=width,
-            n_layer=layers,
-            n_head=heads,
-            activation_function="relu",  # a tenth faster than GPT-2's gelu_new
-            embd_pdrop=0.0,  # hardly any window is read twice
-            resid_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            loss_type="ForCausalLM",
-        )
-    )
-    _initialize_embeddings(model)
+    shape = {"n_positions": context, "n_embd": width, "n_layer": layers, "n_head": heads}
+    model = copy.deepcopy(start.model) if start else _new_model(tokenizer, shape)
     reuse_memory()
     optimizer = Muon(model, learning_rate)
     schedule = get_wsd_schedule(

@@ -92,3 +92,29 @@ def test_the_korean_studys_recipe_has_its_sizes():
     study = recipes.RECIPES["kogpt2"]
     assert (study.window, study.stride, study.k, study.dtype) == (1024, 512, 8, "float32")
     assert study.text().name == "kowiki"
+
+
+def test_a_memory_of_another_corpus_is_what_is_stored_and_evaluated(recipe, monkeypatch):
+    own = recipe.text()
+    other = Corpus("other", "t", "none", "here", "nobody", lambda: others)
+    others = [Document(f"o{i}", make_text(100 + i, 50)) for i in range(20)]
+    monkeypatch.setattr(recipes, "load_corpus", lambda name: other if name == "other" else own)
+    abroad = recipe.but(memory="other")
+    assert abroad.model().fingerprint == recipe.model().fingerprint
+    assert abroad.training()["settings"]["text"] == "tiny:train"
+    names = set(abroad.datastore().record["document_names"])
+    assert names == {document.name for document in other.train}
+    assert set(abroad.retrieval("test").record["document_names"]) == {d.name for d in other.test}
+
+    some = abroad.but(documents=5, held_out=1)
+    assert list(some.datastore().record["document_names"]) == [d.name for d in other.train][:5]
+    assert some.retrieval("test").record["document_names"] == [next(iter(other.test)).name]
+
+    tuned = some.but(tuned=2)
+    assert tuned.model().fingerprint != abroad.model().fingerprint
+    record = tuned.training()
+    assert record["settings"]["text"] == "other:train[:5]"
+    assert record["settings"]["start"] == abroad.model().fingerprint
+    assert record["settings"]["steps"] == 2
+    assert tuned.datastore().record["model"] == tuned.model().fingerprint
+    assert tuned.but(documents=6).model().fingerprint != tuned.model().fingerprint

@@ -1,6 +1,7 @@
 """Training: the loss falls, runs repeat and resume, and a folder is never overwritten."""
 
 import json
+from itertools import islice
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from knnlm import training
 from knnlm.corpora import Split, load_corpus
 from knnlm.errors import InputError
+from knnlm.language_model import LanguageModel
 from knnlm.muon import Muon
 from knnlm.tokens import tokenizer_fingerprint, train_tokenizer
 from knnlm.training import train_language_model
@@ -159,3 +161,33 @@ def test_a_diverged_training_is_an_error_and_leaves_no_model(text, tmp_path):
     with pytest.raises(InputError, match="diverged"):
         train_language_model(text, tmp_path / "m", **{**TINY, "learning_rate": 1e30})
     assert not (tmp_path / "m" / "config.json").exists()
+
+
+def test_fine_tuning_goes_on_from_a_model_and_leaves_it_as_it_is(trained, text, tmp_path):
+    start = LanguageModel.from_pretrained(trained, device="cpu", precision="float32")
+    before = start.fingerprint
+    other = Split.of([d.text[:3000] for d in islice(load_corpus("factbook").train, 3)], "countries")
+    how = {"steps": 12, "batch_size": 4, "learning_rate": 4e-3, "device": "cpu"}
+    how |= {"precision": "float32", "validation": other, "start": start}
+    tuned = train_language_model(other, tmp_path / "tuned", **how)
+    record = json.loads((tuned / "training.json").read_text())
+    assert record["settings"]["start"] == before
+    assert record["settings"]["width"] == TINY["width"]  # the model's, not the defaults
+    assert record["settings"]["context"] == TINY["context"]
+    losses = [row["loss"] for row in record["curve"] if "loss" in row]
+    assert losses[-1] < losses[0] < 6  # not from scratch: log 400 = 6
+    del start.fingerprint
+    assert start.fingerprint == before
+    lm = LanguageModel.from_pretrained(tuned)
+    assert lm.tokenizer_fingerprint == start.tokenizer_fingerprint
+    assert lm.fingerprint != before
+    again = train_language_model(other, tmp_path / "again", **how)
+    assert same(weights(tuned), weights(again))
+
+
+def test_only_gpt2_is_fine_tuned(trained, text, tmp_path):
+    start = LanguageModel.from_pretrained(trained)
+    start.model.config.model_type = "llama"
+    with pytest.raises(InputError, match=r"architecture llama.*transformers\.Trainer"):
+        train_language_model(text, tmp_path / "tuned", start=start)
+    assert not (tmp_path / "tuned").exists()
