@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, StrMethodFormatter
 
 from knnlm.cases import Case
 from knnlm.evaluation import Sweep
@@ -193,10 +193,11 @@ def memory_size(table: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
         xlabel="keys in the datastore (log scale)",
         ylabel="perplexity (log scale)",
     )
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axis.set_minor_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.tick_params(axis="both", which="minor", labelsize=9)
+    axes.set_xticks(table.index, [f"{keys:,.0f}" for keys in table.index])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.minorticks_off()
+    axes.margins(x=0.1)
     figure.legend(fontsize=10, ncols=3, loc="outside lower center")
     return figure
 

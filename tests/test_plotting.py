@@ -57,3 +57,14 @@ def test_the_cost_of_a_stride_is_measured_from_the_first():
     assert saved["language model"] == pytest.approx([0, 1])
     assert saved["with memory"] == pytest.approx([0, 5])
     drawn(axes.figure)
+
+
+def test_more_memory_is_drawn_beside_levels():
+    keys = [1000, 4000, 16000]
+    table = pd.DataFrame(
+        {"perplexity": [40, 30, 20], "low": [30, 25, 18], "high": [50, 35, 22]}, keys
+    )
+    (axes,) = plotting.memory_size(table, {"alone": 900, "tuned": 25}).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1,000", "4,000", "16,000"]
+    assert {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"} == {900, 25}
+    drawn(axes.figure)
