@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from knnlm.errors import InputError
-from knnlm.files import FORMAT, create_array, read_record, refuse_differences, write_json
+from knnlm.files import (
+    FORMAT,
+    create_array,
+    read_record,
+    refuse_differences,
+    remove_files,
+    write_json,
+)
 from knnlm.key_layers import KeyLayer, find_module
 from knnlm.language_model import LanguageModel
 from knnlm.progress import progress
@@ -97,9 +104,7 @@ class Datastore:
                 record = read_record(path, "datastore")
                 refuse_differences(record, wanted, path)
         except InputError:
-            spool.unlink(missing_ok=True)
-            if not any(path.iterdir()):
-                path.rmdir()
+            remove_files(path, spool.name)
             raise
         if record is None:
             np.save(path / "values.npy", stream.tokens[1:])
@@ -147,10 +152,7 @@ class Datastore:
                 with np.errstate(over="ignore"):
                     rows = rows.astype(record["dtype"])
                 if not np.isfinite(rows).all():
-                    for name in FILES:  # what was begun can never be completed
-                        (self.path / name).unlink(missing_ok=True)
-                    if not any(self.path.iterdir()):
-                        self.path.rmdir()
+                    remove_files(self.path, *FILES)  # what was begun can never be completed
                     raise InputError(
                         f"A key at positions {reading.first} to {reading.stop - 1} does not fit "
                         f"{record['dtype']}. Build the store with dtype float32."

@@ -78,6 +78,14 @@ def refuse_differences(record: dict, wanted: dict, folder: Path) -> None:
             )
 
 
+def remove_files(folder: Path, *names: str) -> None:
+    """Remove these of a folder's files, where they are there, and the folder if none remains."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def create_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return a new ``.npy`` file mapped for writing, its bytes reserved on the disk.
 

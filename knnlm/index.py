@@ -13,7 +13,14 @@ import numpy as np
 
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
-from knnlm.files import FORMAT, file_crc32, read_record, refuse_differences, write_json
+from knnlm.files import (
+    FORMAT,
+    file_crc32,
+    read_record,
+    refuse_differences,
+    remove_files,
+    write_json,
+)
 from knnlm.progress import progress, waiting
 
 ROWS_PER_CHUNK = 1 << 16
@@ -186,10 +193,7 @@ class Index:
                 build._fill()
             except (InputError, RuntimeError) as error:
                 if record["rows_done"] <= 0:  # nothing to go on from: it would be in the way
-                    for name in ("index.json", "index.faiss"):
-                        (path / name).unlink(missing_ok=True)
-                    if not any(path.iterdir()):
-                        path.rmdir()
+                    remove_files(path, "index.json", "index.faiss")
                 if isinstance(error, InputError):
                     raise
                 raise InputError(

@@ -20,7 +20,7 @@ import lxml.etree
 import lxml.html
 
 from knnlm.errors import InputError
-from knnlm.files import alone, cache_folder, read_record, write_json
+from knnlm.files import FORMAT, alone, cache_folder, read_record, write_json
 from knnlm.progress import progress
 
 PACKAGES = {  # with the versions of which TEXT_SHA256 is the text
@@ -83,7 +83,7 @@ def _make(file: Path) -> None:
         rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in clean(_read(Path(place))))
         file.write_text("".join(rows), encoding="utf-8")
     found = _sha256(file)
-    record = {"format": 1, "packages": packages, "sha256": found, "expected": TEXT_SHA256}
+    record = {"format": FORMAT, "packages": packages, "sha256": found, "expected": TEXT_SHA256}
     write_json(file.parent / "korean.json", record)
     if found != TEXT_SHA256:
         versions = {name: package["version"] for name, package in packages.items()}
