@@ -27,6 +27,7 @@ FILES = {
     "cases": ["Case", "NeighborList", "find_cases"],
     "generation": ["KNNLogitsProcessor", "generate"],
     "planner": ["plan"],
+    "smollm2": [],
     "recipes": ["RECIPES", "Recipe"],
     "inspection": [],
     "plotting": [],

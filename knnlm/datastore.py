@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,9 @@ from knnlm.files import (
     write_json,
 )
 from knnlm.key_layers import KeyLayer, find_module
-from knnlm.language_model import LanguageModel
+from knnlm.language_model import LanguageModel, Reading
 from knnlm.progress import progress
-from knnlm.tokens import document_of
+from knnlm.tokens import TokenStream, document_of
 
 CHECKPOINT_SECONDS = 30
 FILES = ("datastore.json", "keys.npy", "values.npy", "tokens.part")
@@ -75,105 +75,168 @@ class Datastore:
         InputError
             When the folder holds something else, or a key overflows float16.
         """
-        path = Path(path)
+        how = {"window": window, "stride": stride, "dtype": dtype}
+        return cls.build_each({key_layer: path}, lm, text, **how)[str(key_layer)]
+
+    @classmethod
+    def build_each(
+        cls,
+        paths: Mapping[str, str | Path],
+        lm: LanguageModel,
+        text: Iterable,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        dtype: str = "float16",
+    ) -> "dict[str, Datastore]":
+        """Write a datastore for each of several key layers in one pass over the text.
+
+        Each is to the byte what :meth:`build` writes for its layer; only ``seconds``, in the
+        record, is the time of the pass that they share.
+
+        Parameters
+        ----------
+        paths
+            A folder for each key layer.
+        lm, text, window, stride, dtype
+            See :meth:`build`.
+
+        Raises
+        ------
+        InputError
+            When a folder holds something else, or a key overflows float16.
+        """
+        paths = {str(layer): Path(path) for layer, path in paths.items()}
         if dtype not in ("float16", "float32"):
             raise InputError(f"Keys cannot be stored as {dtype!r}. Use float16 or float32.")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            if not (path / "datastore.json").exists() and not (path / "tokens.part").exists():
-                raise InputError(f"{path} holds something that is no datastore. Choose another.")
-        find_module(lm.model, str(key_layer))  # complains before anything is written
-        path.mkdir(parents=True, exist_ok=True)
+        for layer, path in paths.items():
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                if not (path / "datastore.json").exists() and not (path / "tokens.part").exists():
+                    raise InputError(
+                        f"{path} holds something that is no datastore. Choose another."
+                    )
+            find_module(lm.model, layer)  # complains before anything is written
+        spools = [path / "tokens.part" for path in paths.values()]
+        for file in spools:  # all but the first stay empty: they say that a build was begun
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
         window = lm.context if window is None else window
         stride = max(1, window // 2) if stride is None else stride
-        spool = path / "tokens.part"
         try:
-            stream = lm.encode(text, spool)
+            stream = lm.encode(text, spools[0])
             lm.windows(len(stream), window, stride)
             wanted = {
                 "model": lm.fingerprint,
                 "tokenizer": lm.tokenizer_fingerprint,
-                "key_layer": str(key_layer),
                 "dtype": dtype,
                 "window": window,
                 "stride": stride,
                 "precision": lm.precision,
                 "text": stream.fingerprint,
             }
-            record = None
-            if (path / "datastore.json").exists():
-                record = read_record(path, "datastore")
-                refuse_differences(record, wanted, path)
+            begun = {}
+            for layer, path in paths.items():
+                if (path / "datastore.json").exists():
+                    begun[layer] = cls(path, read_record(path, "datastore"))
+                    refuse_differences(begun[layer].record, wanted | {"key_layer": layer}, path)
         except InputError:
-            remove_files(path, spool.name)
+            for file in spools:
+                remove_files(file.parent, file.name)
             raise
-        if record is None:
-            np.save(path / "values.npy", stream.tokens[1:])
-            record = {
-                "format": FORMAT,
-                **wanted,
-                "model_name": lm.name,
-                "text_name": getattr(text, "name", "tokens"),
-                "keys": len(stream) - 1,
-                "dim": None,
-                "first_token": int(stream.tokens[0]),
-                "document_starts": stream.document_starts.tolist(),
-                "document_names": list(stream.document_names),
-                "words": stream.words,
-                "characters": stream.characters,
-                "rows_done": 0,
-                "seconds": 0.0,
-                "values_crc32": zlib.crc32(stream.tokens[1:]),
-                "keys_crc32": 0,
-            }
-            write_json(path / "datastore.json", record)
-        store = cls(path, record)
-        if not store.is_complete:
-            store._write_keys(lm, stream)
+        name = getattr(text, "name", "tokens")
+        stores = {
+            layer: begun.get(layer) or cls._begin(path, lm, stream, wanted, layer, name)
+            for layer, path in paths.items()
+        }
+        unfinished = [store for store in stores.values() if not store.is_complete]
+        if unfinished:
+            cls._write_keys(unfinished, lm, stream)
         del stream  # unmaps the spool
-        spool.unlink(missing_ok=True)
-        return cls.open(path)
+        for file in spools:
+            file.unlink(missing_ok=True)
+        return {layer: cls.open(path) for layer, path in paths.items()}
 
-    def _write_keys(self, lm: LanguageModel, stream) -> None:
-        record, done = self.record, self.record["rows_done"]
-        layer = record["key_layer"]
-        begun = saved = time.perf_counter()
-        keys = None
+    @classmethod
+    def _begin(cls, path, lm, stream: TokenStream, wanted: dict, layer: str, name: str):
+        """Write the values, which are known before the keys, and the record of no key."""
+        np.save(path / "values.npy", stream.tokens[1:])
+        record = {
+            "format": FORMAT,
+            **wanted,
+            "key_layer": layer,
+            "model_name": lm.name,
+            "text_name": name,
+            "keys": len(stream) - 1,
+            "dim": None,
+            "first_token": int(stream.tokens[0]),
+            "document_starts": stream.document_starts.tolist(),
+            "document_names": list(stream.document_names),
+            "words": stream.words,
+            "characters": stream.characters,
+            "rows_done": 0,
+            "seconds": 0.0,
+            "values_crc32": zlib.crc32(stream.tokens[1:]),
+            "keys_crc32": 0,
+        }
+        write_json(path / "datastore.json", record)
+        return cls(path, record)
+
+    @staticmethod
+    def _write_keys(stores: "list[Datastore]", lm: LanguageModel, stream: TokenStream) -> None:
+        """Fill several stores from one pass, which begins where the least complete one ends."""
+        n, done = len(stores[0]), min(store.record["rows_done"] for store in stores)
         readings = lm.read(
             stream,
-            window=record["window"],
-            stride=record["stride"],
-            key_layers=[layer],
+            window=stores[0].record["window"],
+            stride=stores[0].record["stride"],
+            key_layers=[store.record["key_layer"] for store in stores],
             start=done,
         )
-        bar = progress(description="keys", unit="keys", total=len(self), done=done)
-        with bar:
+        begun = saved = time.perf_counter()
+        keys = {}
+        with progress(description="keys", unit="keys", total=n, done=done) as bar:
             for reading in readings:
-                rows = reading.keys[layer]
-                with np.errstate(over="ignore"):
-                    rows = rows.astype(record["dtype"])
-                if not np.isfinite(rows).all():
-                    remove_files(self.path, *FILES)  # what was begun can never be completed
-                    raise InputError(
-                        f"A key at positions {reading.first} to {reading.stop - 1} does not fit "
-                        f"{record['dtype']}. Build the store with dtype float32."
-                    )
-                if keys is None:
-                    record["dim"] = rows.shape[1]
-                    file = self.path / "keys.npy"
-                    if done:
-                        keys = np.load(file, mmap_mode="r+", allow_pickle=False)
-                    else:
-                        keys = create_array(file, record["dtype"], (len(self), rows.shape[1]))
-                keys[reading.first : reading.stop] = rows
-                record["keys_crc32"] = zlib.crc32(rows, record["keys_crc32"])
-                record["rows_done"] = reading.stop
-                bar.update(len(rows))
+                for store in stores:
+                    if reading.first < store.record["rows_done"]:  # a kill came between two records
+                        continue
+                    try:
+                        store._append(reading, keys)
+                    except InputError:  # what was begun can never be completed
+                        for other in stores:
+                            remove_files(other.path, *FILES)
+                        raise
+                bar.update(reading.stop - reading.first)
                 now = time.perf_counter()
-                if now - saved > CHECKPOINT_SECONDS or reading.stop == len(self):
-                    keys.flush()
-                    record["seconds"] += now - begun
+                if now - saved > CHECKPOINT_SECONDS or reading.stop == n:
+                    for array in keys.values():
+                        array.flush()
+                    for store in stores:
+                        store.record["seconds"] += now - begun
+                        write_json(store.path / "datastore.json", store.record)
                     begun = saved = now
-                    write_json(self.path / "datastore.json", record)
+
+    def _append(self, reading: Reading, open_keys: dict[Path, np.ndarray]) -> None:
+        """Write the next rows of keys; ``open_keys`` holds the array of each folder."""
+        record = self.record
+        rows = reading.keys[record["key_layer"]]
+        with np.errstate(over="ignore"):
+            rows = rows.astype(record["dtype"])
+        if not np.isfinite(rows).all():
+            raise InputError(
+                f"A key at positions {reading.first} to {reading.stop - 1} does not fit "
+                f"{record['dtype']}. Build the store with dtype float32."
+            )
+        if self.path not in open_keys:
+            record["dim"] = rows.shape[1]
+            file = self.path / "keys.npy"
+            open_keys[self.path] = (
+                np.load(file, mmap_mode="r+", allow_pickle=False)
+                if record["rows_done"]
+                else create_array(file, record["dtype"], (len(self), rows.shape[1]))
+            )
+        open_keys[self.path][reading.first : reading.stop] = rows
+        record["keys_crc32"] = zlib.crc32(rows, record["keys_crc32"])
+        record["rows_done"] = reading.stop
 
     @classmethod
     def open(cls, path: str | Path) -> "Datastore":

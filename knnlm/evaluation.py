@@ -14,7 +14,7 @@ import pandas as pd
 from knnlm.errors import InputError
 from knnlm.files import FORMAT, create_array, read_record, refuse_differences, write_json
 from knnlm.index import Index, Neighbors
-from knnlm.language_model import LanguageModel
+from knnlm.language_model import LanguageModel, Reading
 from knnlm.mixture import interpolate, knn_log_prob
 from knnlm.progress import progress
 from knnlm.tokens import document_of
@@ -95,6 +95,7 @@ class Retrieval:
         stride: int | None = None,
         nprobe: int | None = None,
         exact: bool = False,
+        reading: Reading | None = None,
     ) -> "Retrieval":
         """Read a text once, search once, and keep the table.
 
@@ -115,26 +116,35 @@ class Retrieval:
             Those of the datastore by default.
         nprobe, exact
             See :meth:`~knnlm.index.Index.search`.
+        reading
+            What the model says of the whole text, where it has been read before (with other
+            indexes in mind, say): its log-probabilities and the keys of the datastore's key layer.
+            Then nothing is read again.
 
         Raises
         ------
         InputError
-            When model and datastore disagree, or the folder holds something else.
+            When model and datastore disagree, the folder holds something else, or ``reading`` is
+            of another text or lacks what is needed.
         """
         store = index.datastore
         store.check_model(lm)
         stream = lm.encode(text)
         if k < 1:
             raise InputError(f"k is {k}. Ask for at least one neighbor.")
-        k = min(k, len(store))
+        k = min(k, len(index))
         window = store.record["window"] if window is None else window
         stride = min(store.record["stride"], window) if stride is None else stride
         windows = lm.windows(len(stream), window, stride)
+        layer = store.record["key_layer"]
+        if reading is not None:
+            _check_reading(reading, layer, len(stream) - 1)
         wanted = {
             "text": stream.fingerprint,
             "model": lm.fingerprint,
             "datastore": store.fingerprint,
             "factory": index.record["factory"],
+            "rows_crc32": index.record.get("rows_crc32"),
             "metric": index.metric,
             "nprobe": index.lists_to_visit(nprobe),
             "exact": exact,
@@ -161,9 +171,12 @@ class Retrieval:
                 ("ids", id_type, (n, k)),
             )
         }
-        layer = store.record["key_layer"]
         seconds = {"forward": 0.0, "search": 0.0}
-        readings = lm.read(stream, window=window, stride=stride, key_layers=[layer], log_probs=True)
+        readings = (
+            lm.read(stream, window=window, stride=stride, key_layers=[layer], log_probs=True)
+            if reading is None
+            else _in_chunks(reading, layer)
+        )
         last = time.perf_counter()
         with progress(description="retrieve", unit="tokens", total=n) as bar:
             for reading in readings:
@@ -352,6 +365,26 @@ class Retrieval:
             name: Interval(float(values[0]), *np.percentile(values[1:], [2.5, 97.5]).tolist())
             for name, values in estimates.items()
         }
+
+
+def _check_reading(reading: Reading, layer: str, positions: int) -> None:
+    """Raise InputError unless a reading has all that a retrieval takes from the model."""
+    if (reading.first, reading.stop) != (0, positions):
+        raise InputError(
+            f"The reading is of positions {reading.first} to {reading.stop - 1}, the text has "
+            f"0 to {positions - 1}. Read the whole text, and join what that gives."
+        )
+    if layer not in reading.keys or reading.log_probs is None:
+        lacks = "log-probabilities" if layer in reading.keys else f"keys of {layer}"
+        raise InputError(
+            f"The reading has no {lacks}. Ask lm.read for log_probs and the datastore's key layer."
+        )
+
+
+def _in_chunks(reading: Reading, layer: str) -> Iterator[Reading]:
+    for lo in range(0, reading.stop, ROWS_PER_CHUNK):
+        rows = slice(lo, min(lo + ROWS_PER_CHUNK, reading.stop))
+        yield Reading(lo, rows.stop, {layer: reading.keys[layer][rows]}, reading.log_probs[rows])
 
 
 def _temporary_folder() -> Path:

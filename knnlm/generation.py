@@ -84,6 +84,7 @@ def generate(
     lam: float = 0.25,
     temperature: float = 1.0,
     sample: bool = False,
+    beams: int = 1,
     seed: int = 0,
     nprobe: int | None = None,
 ) -> list[str]:
@@ -95,6 +96,8 @@ def generate(
         How far at most; a continuation ends earlier at the end-of-text token.
     sample
         Draw from the mixture instead of taking its most probable token.
+    beams
+        Continuations to keep of each prompt; the most probable one as a whole is returned.
     seed
         Of the drawing.
 
@@ -126,6 +129,7 @@ def generate(
             attention_mask=mask.to(lm.device),
             max_new_tokens=max_new_tokens,
             do_sample=sample,
+            num_beams=beams,
             top_k=None if not sample else 0,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
             logits_processor=LogitsProcessorList([processor]),

@@ -2,6 +2,7 @@
 
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -78,6 +79,17 @@ def _check_nprobe(nprobe: int) -> None:
         raise InputError(f"nprobe is {nprobe}. At least one list must be visited: give 1 or more.")
 
 
+def _check_rows(rows: np.ndarray, n: int) -> np.ndarray:
+    """Return rows as ids for FAISS; raise InputError unless they are increasing rows of n."""
+    rows = np.ascontiguousarray(rows, dtype=np.int64)
+    if not len(rows) or rows[0] < 0 or rows[-1] >= n or (np.diff(rows) < 1).any():
+        raise InputError(
+            f"{len(rows):,} rows were given that are no increasing row numbers below {n:,}. "
+            "Give np.flatnonzero of which rows to index."
+        )
+    return rows
+
+
 def inverted_file(index: faiss.Index) -> faiss.IndexIVF | None:
     """Return the inverted-file part of an index, or None."""
     try:
@@ -124,6 +136,7 @@ class Index:
         train_size: int | None = None,
         nprobe: int = 32,
         seed: int = 0,
+        rows: np.ndarray | None = None,
         path: str | Path | None = None,
     ) -> "Index":
         """Train an index on a sample of the keys, add all keys, save it.
@@ -145,6 +158,10 @@ class Index:
             Lists visited for a query, for IVF; what :meth:`search` uses by default.
         seed
             Of the training sample.
+        rows
+            Index only these rows of the datastore, in increasing order; a search gives them by
+            their numbers in the whole. For ``IVF…``, or with ``IDMap,`` in front of what keeps no
+            ids, such as ``IDMap,Flat``.
         path
             The folder to write; ``index`` in the datastore's folder by default.
 
@@ -162,7 +179,8 @@ class Index:
         ivf = inverted_file(index)
         if ivf is not None and ivf.nlist < 1:
             raise InputError(f"{factory} has no list to hold a key. Give 1 or more behind IVF.")
-        n = len(datastore)
+        rows = None if rows is None else _check_rows(rows, len(datastore))
+        n = len(datastore) if rows is None else len(rows)
         if train_size is None:
             train_size = default_train_size(index)
         wanted = {
@@ -171,6 +189,8 @@ class Index:
             "metric": str(metric),
             "train_size": min(train_size, n),
             "seed": seed,
+            "rows": None if rows is None else len(rows),
+            "rows_crc32": None if rows is None else zlib.crc32(rows),
         }
         if (path / "index.json").exists():
             record = read_record(path, "index")
@@ -190,7 +210,7 @@ class Index:
         else:
             build = cls(path, record, datastore, index)
             try:
-                build._fill()
+                build._fill(rows)
             except (InputError, RuntimeError) as error:
                 if record["rows_done"] <= 0:  # nothing to go on from: it would be in the way
                     remove_files(path, "index.json", "index.faiss")
@@ -203,15 +223,14 @@ class Index:
             build._save()
         return cls.open(path)
 
-    def _fill(self) -> None:
-        record, keys = self.record, self.datastore.keys
-        n = len(keys)
+    def _fill(self, rows: np.ndarray | None) -> None:
+        record, keys, n = self.record, self.datastore.keys, len(self)
         begun = time.perf_counter()
         if 0 <= record["rows_done"] < n:
             self.faiss_index = faiss.read_index(str(self.path / "index.faiss"))
             record["rows_done"] = self.faiss_index.ntotal  # a kill may have come before the json
         else:
-            self._train(keys)
+            self._train(keys, rows)
             record["rows_done"] = 0
             record["train_seconds"] = time.perf_counter() - begun
             self._save()
@@ -219,8 +238,12 @@ class Index:
         done = record["rows_done"]
         with progress(description="index", unit="keys", total=n, done=done) as bar:
             for lo in range(done, n, ROWS_PER_CHUNK):
-                chunk = np.asarray(keys[lo : lo + ROWS_PER_CHUNK], dtype=np.float32)
-                self.faiss_index.add(chunk)
+                some = slice(lo, lo + ROWS_PER_CHUNK)
+                chunk = np.asarray(keys[some if rows is None else rows[some]], dtype=np.float32)
+                if rows is None:
+                    self.faiss_index.add(chunk)
+                else:
+                    self.faiss_index.add_with_ids(chunk, rows[some])
                 record["rows_done"] = lo + len(chunk)
                 bar.update(len(chunk))
                 if time.perf_counter() - saved > CHECKPOINT_SECONDS:
@@ -229,10 +252,10 @@ class Index:
                     begun = saved = time.perf_counter()
         record["seconds"] += time.perf_counter() - begun
 
-    def _train(self, keys: np.ndarray) -> None:
+    def _train(self, keys: np.ndarray, rows: np.ndarray | None) -> None:
         if self.faiss_index.is_trained:
             return
-        n, size = len(keys), self.record["train_size"]
+        n, size = len(self), self.record["train_size"]
         least = 1
         for part in _parts(self.faiss_index):
             if hasattr(part, "nlist"):
@@ -250,8 +273,8 @@ class Index:
                 f"{self.record['factory']} learns {least:,} centroids, but the training sample has "
                 f"{size:,} keys of {n:,}. Use a smaller index such as Flat, or more keys."
             )
-        rows = np.sort(np.random.default_rng(self.record["seed"]).choice(n, size, replace=False))
-        sample = np.asarray(keys[rows], dtype=np.float32)
+        drawn = np.sort(np.random.default_rng(self.record["seed"]).choice(n, size, replace=False))
+        sample = np.asarray(keys[drawn if rows is None else rows[drawn]], dtype=np.float32)
         with waiting(f"train {self.record['factory']}"):  # FAISS does not say how far it is
             self.faiss_index.train(sample)
 
@@ -260,7 +283,7 @@ class Index:
         faiss.write_index(self.faiss_index, str(partial))
         os.replace(partial, self.path / "index.faiss")
         self.record["bytes"] = (self.path / "index.faiss").stat().st_size
-        if self.record["rows_done"] == len(self.datastore):  # it reads all: not at each checkpoint
+        if self.record["rows_done"] == len(self):  # it reads all: not at each checkpoint
             self.record["crc32"] = file_crc32(self.path / "index.faiss")
         write_json(self.path / "index.json", self.record)
 
@@ -296,15 +319,19 @@ class Index:
                 f"{datastore.path} is {datastore.fingerprint}. Build the index again."
             )
         size = file.stat().st_size if file.exists() else 0
-        if record["rows_done"] != len(datastore) or size != record["bytes"]:
+        n = record.get("rows") or len(datastore)
+        if record["rows_done"] != n or size != record["bytes"]:
             raise InputError(
-                f"The index {path} is not whole: {max(record['rows_done'], 0):,} of "
-                f"{len(datastore):,} keys, {size:,} of {record['bytes']:,} bytes. "
+                f"The index {path} is not whole: {max(record['rows_done'], 0):,} of {n:,} keys, "
+                f"{size:,} of {record['bytes']:,} bytes. "
                 "Run the same build again: it goes on from there."
             )
         return cls(
             path, record, datastore, faiss.read_index(str(file), faiss.IO_FLAG_MMAP if mmap else 0)
         )
+
+    def __len__(self) -> int:
+        return self.record.get("rows") or len(self.datastore)
 
     @property
     def metric(self) -> str:

@@ -54,6 +54,24 @@ class Reading(NamedTuple):
     """``(stop - first,) float32``: log p_LM of the token after each position, in nats."""
 
 
+def join(readings: Iterable[Reading]) -> Reading:
+    """Return one reading of all that consecutive ones give, in memory: for texts of a test's size.
+
+    >>> halves = [Reading(0, 1, {}, np.zeros(1)), Reading(1, 3, {}, np.ones(2))]
+    >>> join(halves).log_probs.tolist()
+    [0.0, 1.0, 1.0]
+    """
+    readings = list(readings)
+    keys = {
+        layer: np.concatenate([reading.keys[layer] for reading in readings])
+        for layer in readings[0].keys
+    }
+    log_probs = None
+    if readings[0].log_probs is not None:
+        log_probs = np.concatenate([reading.log_probs for reading in readings])
+    return Reading(readings[0].first, readings[-1].stop, keys, log_probs)
+
+
 @dataclass
 class LanguageModel:
     """A causal LM with its tokenizer, on a device, in a precision.

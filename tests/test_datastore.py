@@ -438,3 +438,57 @@ def test_any_window_and_stride_gives_each_pair_once_to_the_byte(lm, tmp_path_fac
         np.testing.assert_allclose(
             store.keys[i], reading.keys["ffn_input"][-1], rtol=1e-4, atol=1e-5
         )
+
+
+LAYERS = ["ffn_input", "ffn_input@0", "final_norm_output"]
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_one_pass_for_several_layers_writes_what_a_pass_for_each_writes(
+    lm, text, tmp_path, monkeypatch
+):
+    alone = {
+        layer: Datastore.build(tmp_path / "alone" / layer, lm, text, key_layer=layer, **BUILD)
+        for layer in LAYERS
+    }
+    paths = {layer: tmp_path / "each" / layer for layer in LAYERS}
+    for batches in (0, 2, 4):
+        with monkeypatch.context() as patch:
+            dying(patch, batches)
+            with pytest.raises(Killed):
+                Datastore.build_each(paths, lm, text, **BUILD)
+    # As if the last kill had come between the records of two of the stores.
+    record = paths[LAYERS[1]] / "datastore.json"
+    begun = json.loads(record.read_text())
+    with monkeypatch.context() as patch:
+        dying(patch, 1)
+        with pytest.raises(Killed):
+            Datastore.build_each(paths, lm, text, **BUILD)
+    record.write_text(json.dumps(begun))
+    stores = Datastore.build_each(paths, lm, text, **BUILD)
+    assert list(stores) == LAYERS
+    for layer in LAYERS:
+        assert contents(paths[layer]) == contents(alone[layer].path)
+
+
+def test_several_layers_are_refused_before_anything_is_written(lm, text, tmp_path):
+    paths = {"ffn_input": tmp_path / "a", "ffn_input@9": tmp_path / "b"}
+    with pytest.raises(InputError, match="block '9' of 2"):
+        Datastore.build_each(paths, lm, text, **BUILD)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "letter.txt").write_text("dear")
+    paths = {"ffn_input": tmp_path / "a", "ffn_input@0": tmp_path / "b"}
+    with pytest.raises(InputError, match="b holds something that is no datastore"):
+        Datastore.build_each(paths, lm, text, **BUILD)
+    assert [file.name for file in tmp_path.rglob("*")] == ["b", "letter.txt"]
+
+
+def test_an_overflow_in_one_layer_leaves_no_folder_behind(make_lm, text, tmp_path):
+    lm = make_lm(seed=3)
+    with torch.no_grad():
+        lm.model.transformer.h[-1].ln_2.weight *= 1e6
+    paths = {layer: tmp_path / layer for layer in ("ffn_input@0", "ffn_input")}
+    with pytest.raises(InputError, match="does not fit float16"):
+        Datastore.build_each(paths, lm, text, **BUILD)
+    assert not any(path.exists() for path in paths.values())

@@ -8,12 +8,14 @@ import oracle
 import pytest
 from conftest import STRIDE, WINDOW, make_text
 
+from knnlm import evaluation
 from knnlm.corpora import Split
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
 from knnlm.evaluation import ROWS_PER_CHUNK, Retrieval, Setting, perplexity
 from knnlm.files import FORMAT
 from knnlm.index import Index
+from knnlm.language_model import LanguageModel, join
 from knnlm.mixture import interpolate, knn_distribution, knn_log_prob
 
 METRICS = ("l2_squared", "l2", "inner_product")
@@ -300,3 +302,25 @@ def test_perplexity_per_word_spreads_the_same_nats_over_words(retrieval, held_ou
     per_token, per_word = perplexity(log_prob), perplexity(log_prob, words)
     assert per_word == pytest.approx(per_token ** (len(log_prob) / words), rel=1e-9)
     assert per_word > per_token
+
+
+def test_a_text_read_before_is_not_read_again(retrieval, lm, flat, held_out, monkeypatch):
+    layer = flat["l2_squared"].datastore.record["key_layer"]
+    record = retrieval.record
+    how = {"window": record["window"], "stride": record["stride"]}
+    layers = [layer, "ffn_input@0"]
+    reading = join(lm.read(lm.encode(held_out), key_layers=layers, log_probs=True, **how))
+    monkeypatch.setattr(LanguageModel, "read", None)
+    monkeypatch.setattr(evaluation, "ROWS_PER_CHUNK", 7)
+    again = Retrieval.run(lm, flat["l2_squared"], held_out, 32, reading=reading)
+    assert np.array_equal(again.lm_log_prob, retrieval.lm_log_prob)
+    assert np.array_equal(again.neighbors.ids, retrieval.neighbors.ids)
+    np.testing.assert_allclose(again.neighbors.distances, retrieval.neighbors.distances, rtol=1e-4)
+
+    for wrong, message in (
+        (reading._replace(stop=reading.stop - 1), "Read the whole text"),
+        (reading._replace(keys={}), "has no keys of ffn_input"),
+        (reading._replace(log_probs=None), "has no log-probabilities"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Retrieval.run(lm, flat["l2_squared"], held_out, 32, reading=wrong)

@@ -82,6 +82,14 @@ def test_scores_are_log_probabilities_of_a_distribution_for_every_beam(lm, index
     assert torch.allclose(torch.cat(sums), torch.ones(15), atol=1e-4)
 
 
+def test_beams_of_a_batch_are_those_of_each_prompt(lm, index):
+    how = {"max_new_tokens": 6, **CHOICE}
+    together = generate(lm, index, PROMPTS, beams=4, **how)
+    assert together == [generate(lm, index, [p], beams=4, **how)[0] for p in PROMPTS]
+    assert together != generate(lm, index, PROMPTS, **how)
+    assert generate(lm, index, PROMPTS, beams=1, **how) == generate(lm, index, PROMPTS, **how)
+
+
 def test_sampling_repeats_with_the_seed_and_leaves_no_hook(lm, index):
     hooks = sum(len(m._forward_hooks) for m in lm.model.modules())
     drawn = [

@@ -450,3 +450,37 @@ def test_opening_an_index_on_disk_reads_none_of_its_lists(store, tmp_path):
     assert grown["read"][0] > 0.9 * record["bytes"]
     assert grown["mmap"][0] < 0.2 * record["bytes"]
     assert grown["mmap"][1] < 0.5 * record["bytes"]
+
+
+@pytest.mark.parametrize("factory", ["IDMap,Flat", "IVF4,Flat", "IVF4,SQ8"])
+def test_an_index_over_some_rows_finds_the_nearest_of_these(store, queries, tmp_path, factory):
+    rows = np.sort(np.random.default_rng(1).choice(len(store), 200, replace=False))
+    index = Index.build(store, factory, nprobe=4, rows=rows, path=tmp_path / "some")
+    assert len(index) == 200
+    found = index.search(queries, 300)
+    assert set(np.unique(found.ids)) == {-1, *rows}
+    exact = np.square(store.keys[rows][None] - queries[:, None]).sum(2)
+    nearest = rows[exact.argmin(axis=1)]
+    if factory != "IVF4,SQ8":
+        assert found.ids[:, 0].tolist() == nearest.tolist()
+        np.testing.assert_allclose(found.distances[:, :200], np.sort(exact), rtol=1e-3, atol=1e-2)
+    reopened = Index.open(tmp_path / "some")
+    assert len(reopened) == 200
+    assert np.array_equal(reopened.search(queries, 300).ids, found.ids)
+    again = Index.build(store, factory, nprobe=4, rows=rows, path=tmp_path / "some")
+    assert again.record["crc32"] == index.record["crc32"]
+    others = np.sort(np.random.default_rng(2).choice(len(store), 200, replace=False))
+    with pytest.raises(InputError, match="rows_crc32"):
+        Index.build(store, factory, nprobe=4, rows=others, path=tmp_path / "some")
+
+
+@pytest.mark.parametrize("rows", [[], [3, 2], [3, 3], [-1, 4], [0, 10**6]])
+def test_rows_that_are_none_are_refused(store, tmp_path, rows):
+    with pytest.raises(InputError, match="no increasing row numbers"):
+        Index.build(store, "IDMap,Flat", rows=np.array(rows), path=tmp_path / "some")
+    assert not (tmp_path / "some").exists()
+
+
+def test_some_rows_of_an_index_without_ids_are_refused_in_two_sentences(store, tmp_path):
+    with pytest.raises(InputError, match=r"FAISS cannot build 'Flat' .*Choose another factory"):
+        Index.build(store, "Flat", rows=np.arange(50), path=tmp_path / "some")

@@ -201,3 +201,16 @@ def test_a_lambda_outside_zero_to_one_is_refused(lam):
 def test_a_k_that_was_not_retrieved_is_refused(k):
     with pytest.raises(ValueError, match="from 1 to 2"):
         knn_log_prob(np.zeros((1, 2)), np.ones((1, 2), dtype=bool), 1.0, k)
+
+
+def test_a_share_for_each_token_is_the_mixture_of_each_alone():
+    rng = np.random.default_rng(0)
+    lm, knn = np.log(rng.random((2, 6)))
+    knn[2] = np.nan
+    shares = np.array([0, 0.3, 0.5, 1, 0.7, 0])
+    expected = [float(interpolate(lm[i], knn[i], float(shares[i]))) for i in range(6)]
+    assert interpolate(lm, knn, shares).tolist() == expected
+    assert interpolate(lm, knn, shares)[0] == lm[0]
+    for wrong in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match="It is a share"):
+            interpolate(lm, knn, np.array([0.2, wrong]))

@@ -59,12 +59,41 @@ def test_the_cost_of_a_stride_is_measured_from_the_first():
     drawn(axes.figure)
 
 
-def test_more_memory_is_drawn_beside_levels():
+def test_curves_are_drawn_beside_levels_with_their_intervals():
     keys = [1000, 4000, 16000]
     table = pd.DataFrame(
         {"perplexity": [40, 30, 20], "low": [30, 25, 18], "high": [50, 35, 22]}, keys
     )
-    (axes,) = plotting.memory_size(table, {"alone": 900, "tuned": 25}).axes
+    levels = {"alone": 900, "tuned": 25}
+    (axes,) = plotting.curves({"with memory": table}, "keys", levels, log="xy").axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1,000", "4,000", "16,000"]
     assert {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"} == {900, 25}
+    assert len(axes.collections) == 1
+    drawn(axes.figure)
+    (axes,) = plotting.curves({"a": table[["perplexity"]], "b": table["low"].to_frame()}, "k").axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[40, 30, 20], [30, 25, 18]]
+    assert not axes.collections
+    drawn(axes.figure)
+
+
+def test_bars_have_a_row_each_and_their_intervals():
+    table = pd.DataFrame({"gain": [3.0, -1.0], "low": [2.5, -2], "high": [4, 0.5]}, ["a", "b"])
+    (axes,) = plotting.bars(table, "percent", {"none": 0.0}).axes
+    assert [bar.get_width() for bar in axes.patches] == [3, -1]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b"]
+    drawn(axes.figure)
+
+
+def test_the_frontier_joins_what_nothing_beats():
+    table = pd.DataFrame(
+        {
+            "speed": [1, 10, 5, 100, 100],
+            "perplexity": [7, 7, 6, 9, 9.5],
+            "method": ["x", "x", "y", "z", "z"],
+        },
+        ["slow", "good", "best", "fast", "fast and bad"],
+    )
+    (axes,) = plotting.frontier(table, "tokens/s").axes
+    (line,) = [line for line in axes.lines if line.get_label() == "frontier"]
+    assert line.get_xydata().tolist() == [[100, 9], [10, 7], [5, 6]]
     drawn(axes.figure)

