@@ -226,11 +226,14 @@ def curves(
 
 
 def bars(table: pd.DataFrame, xlabel: str, levels: Mapping[str, float] | None = None) -> Figure:
-    """Draw the first column, a bar a row, with its interval where known, beside levels."""
+    """Draw the first column, a bar a row, with its interval or else its number, beside levels."""
     figure, axes = plt.subplots(figsize=(7, 0.42 * len(table) + 1.6))
     places = np.arange(len(table))
-    axes.barh(places, table.iloc[:, 0], color=MIX, height=0.6)
-    if {"low", "high"} <= set(table):
+    drawn = axes.barh(places, table.iloc[:, 0], color=MIX, height=0.6)
+    if not {"low", "high"} <= set(table):
+        axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=10)
+        axes.margins(x=0.2)
+    else:
         error = [table.iloc[:, 0] - table["low"], table["high"] - table.iloc[:, 0]]
         axes.errorbar(table.iloc[:, 0], places, xerr=error, fmt="none", color="black", capsize=3)
     for (name, level), color in zip((levels or {}).items(), (LM, GRAY), strict=False):

@@ -116,8 +116,8 @@ class Recipe:
     ``corpus`` too, or else from the corpus ``memory``. Of the training split, ``learned`` documents
     teach the model and ``documents`` go into the datastore; of another split, ``held_out`` are
     evaluated. They are spread evenly over the split; all are taken where the number is 0. Of a
-    document that is evaluated, ``excerpt`` characters are read, its first ones, or all for 0. With
-    ``tuned`` steps the model is fine-tuned on the datastore's text before.
+    document that is evaluated, ``excerpt`` characters are read, those in its middle, or all of it
+    for 0. With ``tuned`` steps the model is fine-tuned on the datastore's text before.
 
     Two recipes that agree in what makes an artifact share it: all indexes of one datastore, say.
     Change one setting with ``dataclasses.replace`` or :meth:`but`.
@@ -166,8 +166,13 @@ class Recipe:
         some = spread(whole, self.held_out)
         if not self.excerpt:
             return some
-        name = f"{some.name}, {self.excerpt} characters each"
-        return Split(name, lambda: (Document(d.name, d.text[: self.excerpt]) for d in some))
+
+        def read() -> Iterator[Document]:
+            for document in some:
+                start = max(0, (len(document.text) - self.excerpt) // 2)
+                yield Document(document.name, document.text[start : start + self.excerpt])
+
+        return Split(f"{some.name}, {self.excerpt} characters each", read)
 
     def folder(self, kind: str, extra: str = "") -> Path:
         """Return where an artifact lives: named by its settings and the code that makes it."""
@@ -311,14 +316,13 @@ RECIPES = {
     # A pretrained model of thirty layers; its keys are those of the eighteenth, where a pass ends.
     "smollm2": Recipe(
         pretrained="smollm2",
-        documents=25,
+        documents=28,
         held_out=12,
         excerpt=2500,
         window=1024,
         stride=1024,
         key_layer=f"{KeyLayer.FFN_INPUT}@17",
         factory="Flat",
-        k=256,
     ),
     # The same steps in two minutes, with a model that predicts poorly: to try things out.
     "small": Recipe(
