@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -178,7 +179,7 @@ def sweep_surface(sweep: Sweep, k: int) -> Figure:
 def curves(
     tables: Mapping[str, pd.DataFrame],
     xlabel: str,
-    levels: Mapping[str, float] | None = None,
+    levels: Mapping[str, float] = MappingProxyType({}),
     log: str = "",
     ylabel: str = "perplexity, lower is better",
 ) -> Figure:
@@ -203,7 +204,7 @@ def curves(
         axes.plot(table.index, values, "o-", ms=5, color=color, label=name)
         if {"low", "high"} <= set(table):
             axes.fill_between(table.index, table["low"], table["high"], color=color, alpha=0.18)
-    for (name, level), color in zip((levels or {}).items(), (LM, GRAY, *CYCLE[3:]), strict=False):
+    for (name, level), color in zip(levels.items(), (LM, GRAY, *CYCLE[3:]), strict=False):
         axes.axhline(level, color=color, ls="--", lw=1.5, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if "x" in log:
@@ -225,7 +226,9 @@ def curves(
     return figure
 
 
-def bars(table: pd.DataFrame, xlabel: str, levels: Mapping[str, float] | None = None) -> Figure:
+def bars(
+    table: pd.DataFrame, xlabel: str, levels: Mapping[str, float] = MappingProxyType({})
+) -> Figure:
     """Draw the first column, a bar a row, with its interval or else its number, beside levels."""
     figure, axes = plt.subplots(figsize=(7, 0.42 * len(table) + 1.6))
     places = np.arange(len(table))
@@ -236,12 +239,12 @@ def bars(table: pd.DataFrame, xlabel: str, levels: Mapping[str, float] | None = 
     else:
         error = [table.iloc[:, 0] - table["low"], table["high"] - table.iloc[:, 0]]
         axes.errorbar(table.iloc[:, 0], places, xerr=error, fmt="none", color="black", capsize=3)
-    for (name, level), color in zip((levels or {}).items(), (LM, GRAY), strict=False):
+    for (name, level), color in zip(levels.items(), (LM, GRAY), strict=False):
         axes.axvline(level, color=color, ls="--", lw=1.5, label=name)
     axes.set(xlabel=xlabel, yticks=places, ylim=(len(table) - 0.4, -0.6))
     axes.set_yticklabels(table.index)
     axes.grid(axis="y", visible=False)
-    if levels:
+    if len(levels):
         figure.legend(fontsize=10, ncols=3, loc="outside lower center")
     return figure
 

@@ -64,7 +64,7 @@ def test_curves_are_drawn_beside_levels_with_their_intervals():
     table = pd.DataFrame(
         {"perplexity": [40, 30, 20], "low": [30, 25, 18], "high": [50, 35, 22]}, keys
     )
-    levels = {"alone": 900, "tuned": 25}
+    levels = pd.Series({"alone": 900, "tuned": 25})
     (axes,) = plotting.curves({"with memory": table}, "keys", levels, log="xy").axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1,000", "4,000", "16,000"]
     assert {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"} == {900, 25}
