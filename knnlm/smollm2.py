@@ -39,9 +39,7 @@ def _convert(source: Path, folder: Path) -> None:
 
     with one_bar(), waiting("unpack SmolLM2"):
         packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-        del (
-            packed.config.quantization_config
-        )  # its weights are unpacked, and not to be packed again
+        del packed.config.quantization_config  # the weights are unpacked, and stay so
         model = AutoModelForCausalLM.from_config(packed.config)
         model.load_state_dict(packed.state_dict())
         partial = folder.with_name(folder.name + ".part")
