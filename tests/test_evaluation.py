@@ -7,12 +7,14 @@ import numpy as np
 import oracle
 import pytest
 from conftest import STRIDE, WINDOW, make_text
+from hypothesis import given
+from hypothesis import strategies as st
 
 from knnlm import evaluation
 from knnlm.corpora import Split
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
-from knnlm.evaluation import ROWS_PER_CHUNK, Retrieval, Setting, perplexity
+from knnlm.evaluation import ROWS_PER_CHUNK, Retrieval, Setting, bootstrap, perplexity
 from knnlm.files import FORMAT
 from knnlm.index import Index
 from knnlm.language_model import LanguageModel, join
@@ -290,8 +292,43 @@ def test_the_bootstrap_is_an_obvious_loop_over_documents(tmp_path):
     assert intervals["reduction"].estimate == pytest.approx(
         1 - perplexity(mixed) / result.perplexity_lm, rel=1e-6
     )
+    against = 1 - np.exp(-mixed.mean() + result.log_prob(lam=0.2).mean())
+    paired = result.bootstrap(mixed, against=result.log_prob(lam=0.2))["reduction"]
+    assert paired.estimate == pytest.approx(against, rel=1e-6)
+    assert paired.low < paired.estimate < paired.high
+    assert result.bootstrap(mixed, against=mixed)["reduction"] == (0, 0, 0)
     assert result.bootstrap(mixed, seed=1) == result.bootstrap(mixed, seed=1)
     assert result.bootstrap(mixed, seed=1) != result.bootstrap(mixed, seed=2)
+
+
+@given(
+    st.lists(st.lists(st.floats(-9, 9), max_size=5), min_size=1, max_size=6).filter(any),
+    st.integers(0, 99),
+)
+def test_the_bootstrap_of_a_mean_draws_whole_documents(values, seed):
+    """Against sums by hand over the drawn documents; one that has no value is never drawn."""
+    documents = np.repeat(np.arange(len(values)), [len(part) for part in values])
+    flat = np.concatenate(values)
+    characters = np.arange(1, len(values) + 1)
+    kept = [
+        (sum(part), len(part), unit) for part, unit in zip(values, characters, strict=True) if part
+    ]
+    draws = np.random.default_rng(seed).multinomial(
+        len(kept), np.full(len(kept), 1 / len(kept)), size=30
+    )
+    for units, place in ((None, 1), (characters, 2)):
+        drawn = []
+        for times in draws.tolist():
+            pairs = list(zip(times, kept, strict=True))
+            total = sum(n * row[0] for n, row in pairs)
+            drawn.append(total / sum(n * row[place] for n, row in pairs))
+        estimate, low, high = bootstrap(flat, documents, units, samples=30, seed=seed)
+        assert estimate == pytest.approx(
+            sum(row[0] for row in kept) / sum(row[place] for row in kept), abs=1e-9
+        )
+        assert [low, high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-9)
+        falling = bootstrap(flat, documents, units, samples=30, seed=seed).through(lambda x: -x)
+        assert falling == (-estimate, -high, -low)
 
 
 def test_perplexity_per_word_spreads_the_same_nats_over_words(retrieval, held_out):

