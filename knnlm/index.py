@@ -179,6 +179,11 @@ class Index:
         ivf = inverted_file(index)
         if ivf is not None and ivf.nlist < 1:
             raise InputError(f"{factory} has no list to hold a key. Give 1 or more behind IVF.")
+        if "L2norm" in factory and isinstance(index, faiss.IndexRefine):
+            raise InputError(
+                f"{factory} would look for normalized keys and re-rank them by distances of keys "
+                "as they are. Leave out the refinement."
+            )
         rows = None if rows is None else _check_rows(rows, len(datastore))
         n = len(datastore) if rows is None else len(rows)
         if train_size is None:
@@ -371,6 +376,11 @@ class Index:
                 f"The queries have shape {queries.shape}, the keys are {self.datastore.dim} wide. "
                 "Read both from the same key layer of the same model."
             )
+        if exact and "L2norm" in self.record["factory"]:
+            raise InputError(
+                f"{self.record['factory']} compares normalized keys, and exact=True computes "
+                "distances of keys as they are. Search without it."
+            )
         lists = self.lists_to_visit(nprobe)
         graphs = []
         for part in _parts(self.faiss_index):
@@ -380,9 +390,11 @@ class Index:
                 graphs.append((part.hnsw, part.hnsw.efSearch))
         for graph, remembered in graphs:  # it gives no more than it remembers: lists, or keys
             graph.efSearch = max(remembered, lists or k)
-        distances, ids = self.faiss_index.search(queries, k)
-        for graph, remembered in graphs:
-            graph.efSearch = remembered
+        try:
+            distances, ids = self.faiss_index.search(queries, k)
+        finally:
+            for graph, remembered in graphs:
+                graph.efSearch = remembered
         if exact:
             distances, ids = self._rerank(queries, ids)
         elif self.metric == Metric.INNER_PRODUCT:

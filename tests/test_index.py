@@ -362,6 +362,22 @@ def test_options_that_make_no_sense_are_refused(store, tmp_path, options, messag
     assert not (tmp_path / "index").exists()
 
 
+def test_normalized_keys_are_not_ranked_by_keys_as_they_are(store, queries, tmp_path):
+    """FAISS would take such a string, and sort what it found by distances of another kind."""
+    for factory in ("L2norm,IVF16,Flat,Refine(Flat)", "L2norm,IVF16,PQ16x4fs,RFlat"):
+        with pytest.raises(InputError, match="normalized keys"):
+            Index.build(store, factory, path=tmp_path / "refined")
+        assert not (tmp_path / "refined").exists()
+    index = Index.build(store, "L2norm,Flat", path=tmp_path / "index")
+    with pytest.raises(InputError, match="normalized keys"):
+        index.search(queries, 4, exact=True)
+    keys, unit = store.keys.astype(float), queries.astype(float)
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    distances = np.sort(2 - 2 * unit @ keys.T, axis=1)[:, :4]
+    np.testing.assert_allclose(index.search(queries, 4).distances, distances, atol=1e-5)
+
+
 def test_a_folder_with_another_index_or_something_else_is_refused(flat, store, tmp_path):
     path = flat["l2_squared"].path
     for change, message in (
