@@ -9,8 +9,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, StrMethodFormatter
+from matplotlib.transforms import Bbox
 
 from knnlm.cases import Case
 from knnlm.evaluation import Sweep
@@ -19,6 +21,10 @@ from knnlm.tokens import Window
 # Okabe and Ito's colors, which people with any color vision tell apart.
 LM, KNN, MIX, GRAY = "#0072b2", "#e69f00", "#009e73", "#8a8a8a"
 CYCLE = [LM, KNN, MIX, "#cc79a7", "#56b4e9", "#d55e00", "#5f5f5f"]
+
+# Where a point's name may stand: its offset in typographic points, and its side to the point.
+PLACES = [(7, -3, "left"), (-7, -3, "right"), (0, 7, "center"), (0, -14, "center")]
+PLACES += [(6, 6, "left"), (6, -13, "left"), (-6, 6, "right"), (-6, -13, "right")]
 
 
 def _register_hangul() -> None:
@@ -249,32 +255,55 @@ def bars(
     return figure
 
 
-def frontier(table: pd.DataFrame, xlabel: str) -> Figure:
+def _name_points(axes: Axes, table: pd.DataFrame) -> None:
+    """Write each row's name beside its point, where it covers least of points and other names."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # only then is everything in its place
+    size = 5 * figure.dpi / 72
+    taken = [
+        Bbox.from_bounds(x - size, y - size, 2 * size, 2 * size)
+        for x, y in axes.transData.transform(table[["speed", "perplexity"]])
+    ]
+    for name, row in table.iterrows():
+        point = row["speed"], row["perplexity"]
+        text = axes.annotate(str(name), point, (0, 0), textcoords="offset points", fontsize=9)
+
+        def covered(place, text=text):
+            text.set(position=place[:2], ha=place[2])
+            box = text.get_window_extent()
+            outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1
+            return box.count_overlaps(taken) + len(taken) * outside
+
+        x, y, side = min(PLACES, key=covered)  # the first of those that cover least
+        text.set(position=(x, y), ha=side)
+        taken.append(text.get_window_extent())
+
+
+def frontier(table: pd.DataFrame, xlabel: str, aside: str = "") -> Figure:
     """Draw perplexity over speed, a point a row; a line joins those that no other beats in both.
 
     Columns ``speed`` and ``perplexity``; rows with the same ``method`` share a color, and each
-    point is named by the index.
+    point is named by the index. The row ``aside``, whose perplexity is too far off to show, is
+    drawn as a line at its speed.
     """
     figure, axes = plt.subplots(figsize=(7, 5.2))
-    best = table.sort_values(["speed", "perplexity"], ascending=[False, True])
+    points = table.drop(index=aside) if aside else table
+    best = points.sort_values(["speed", "perplexity"], ascending=[False, True])
     best = best[best["perplexity"] < best["perplexity"].cummin().shift(fill_value=np.inf)]
     axes.plot(best["speed"], best["perplexity"], color=GRAY, lw=1.5, zorder=1, label="frontier")
-    for (method, rows), color in zip(table.groupby("method", sort=False), CYCLE * 2, strict=False):
+    for (method, rows), color in zip(points.groupby("method", sort=False), CYCLE * 2, strict=False):
         axes.plot(rows["speed"], rows["perplexity"], "o", ms=8, color=color, label=method)
-        for name, row in rows.iterrows():
-            axes.annotate(
-                str(name),
-                (row["speed"], row["perplexity"]),
-                xytext=(5, 5),
-                textcoords="offset points",
-                fontsize=9,
-            )
+    if aside:
+        speed, perplexity = table.loc[aside, ["speed", "perplexity"]]
+        label = f"{aside}, perplexity {perplexity:.2f}"
+        axes.axvline(speed, color=GRAY, lw=1.5, ls="--", label=label)
     axes.set(xscale="log", xlabel=xlabel, ylabel="perplexity, lower is better")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.minorticks_off()
     axes.margins(x=0.12, y=0.1)
     figure.legend(fontsize=10, ncols=3, loc="outside lower center")
+    _name_points(axes, points)
     return figure
 
 

@@ -97,3 +97,27 @@ def test_the_frontier_joins_what_nothing_beats():
     (line,) = [line for line in axes.lines if line.get_label() == "frontier"]
     assert line.get_xydata().tolist() == [[100, 9], [10, 7], [5, 6]]
     drawn(axes.figure)
+
+
+def test_no_name_of_the_frontier_covers_another_or_a_point():
+    rng = np.random.default_rng(0)
+    crowd = pd.DataFrame(
+        {
+            "speed": 5500 + 900 * rng.random(12),
+            "perplexity": 10.7 + 0.4 * rng.random(12),
+            "method": "x",
+        },
+        [f"setting {i}" for i in range(12)],
+    )
+    crowd.loc["alone"] = (10_000.0, 15.0, "none")
+    figure = plotting.frontier(crowd, "tokens/s", "alone")
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert axes.get_ylim()[1] < 12 < 10_000 < axes.get_xlim()[1]
+    assert [text.get_text() for text in axes.texts] == [f"setting {i}" for i in range(12)]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    points = axes.transData.transform(crowd[["speed", "perplexity"]].astype(float))
+    assert not any(box.contains(*point) for box in boxes for point in points)
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+    drawn(figure)
