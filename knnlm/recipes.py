@@ -281,7 +281,7 @@ RECIPES = {
     "korean": Recipe(
         corpus="korean",
         alphabet="characters",
-        steps=400,
+        steps=320,
         factory="IVF1024,Flat",
         nprobe=16,
     ),
@@ -326,7 +326,7 @@ RECIPES = {
         pretrained="smollm2",
         documents=28,
         held_out=12,
-        excerpt=2500,
+        excerpt=2000,
         window=1024,
         stride=1024,
         key_layer=f"{KeyLayer.FFN_INPUT}@17",
