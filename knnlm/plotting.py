@@ -290,7 +290,8 @@ def frontier(table: pd.DataFrame, xlabel: str, aside: str = "") -> Figure:
     points = table.drop(index=aside) if aside else table
     best = points.sort_values(["speed", "perplexity"], ascending=[False, True])
     best = best[best["perplexity"] < best["perplexity"].cummin().shift(fill_value=np.inf)]
-    axes.plot(best["speed"], best["perplexity"], color=GRAY, lw=1.5, zorder=1, label="frontier")
+    if len(best) > 1:
+        axes.plot(best["speed"], best["perplexity"], color=GRAY, lw=1.5, zorder=1, label="frontier")
     for (method, rows), color in zip(points.groupby("method", sort=False), CYCLE * 2, strict=False):
         axes.plot(rows["speed"], rows["perplexity"], "o", ms=8, color=color, label=method)
     if aside:
@@ -298,7 +299,7 @@ def frontier(table: pd.DataFrame, xlabel: str, aside: str = "") -> Figure:
         label = f"{aside}, perplexity {perplexity:.2f}"
         axes.axvline(speed, color=GRAY, lw=1.5, ls="--", label=label)
     axes.set(xscale="log", xlabel=xlabel, ylabel="perplexity, lower is better")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.minorticks_off()
     axes.margins(x=0.12, y=0.1)
