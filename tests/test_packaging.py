@@ -82,8 +82,8 @@ def imported(*folders):
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (["knnlm"], ["cluster"]),
-        (["knnlm", "book", "tools", "tests", "benchmarks"], ["cluster", "book", "test"]),
+        (["knnlm"], ["cluster", "smollm2"]),
+        (["knnlm", "book", "tools", "tests", "benchmarks"], ["cluster", "smollm2", "book", "test"]),
     ],
 )
 def test_every_import_is_a_package_that_is_asked_for(folders, extras):
