@@ -348,8 +348,8 @@ RECIPES = {
 # With KNNLM_SMALL=1, chapters 7 and later do all that they do with less text: to see in minutes
 # that everything runs. Their numbers are then not those of the book.
 SMALL = {
-    "speeches": {"documents": 40, "held_out": 4, "steps": 100},
-    "compact": {"documents": 20, "held_out": 4, "steps": 100},
+    "speeches": {"documents": 40, "held_out": 4, "excerpt": 4000, "steps": 100},
+    "compact": {"documents": 20, "held_out": 4, "excerpt": 8000, "steps": 100},
     "smollm2": {"documents": 2, "held_out": 4, "excerpt": 1000},
 }
 if os.environ.get("KNNLM_SMALL", "") not in ("", "0"):

@@ -40,9 +40,11 @@ def _convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # transformers shows a bar without a switch, which is a widget, and parses the file three times.
+    # transformers shows a bar without a switch, which is a widget; it parses the file three times,
+    # and for each module it makes the table of tensor names anew.
     bare = mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda tensors, **_: tensors)
-    once = mock.patch("gguf.GGUFReader", cache(gguf.GGUFReader))
+    names = ("GGUFReader", "get_tensor_name_map")
+    once = mock.patch.multiple("gguf", **{name: cache(getattr(gguf, name)) for name in names})
     with one_bar(), bare, once, waiting("unpack SmolLM2"):
         packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
         del packed.config.quantization_config  # the weights are unpacked, and stay so
