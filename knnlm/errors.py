@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is two sentences: what is wrong, with the values that disagree, and what to do.
     The command line prints it without a traceback and exits with code 1.
     """
+
+
+class NotHere(InputError):
+    """What is asked for cannot be had on this kind of system, whatever the input."""

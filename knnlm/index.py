@@ -1,11 +1,13 @@
 """FAISS over a datastore's keys: trained, filled, saved, searched. Id −1 is no neighbor."""
 
+import hashlib
 import os
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -337,6 +339,12 @@ class Index:
 
     def __len__(self) -> int:
         return self.record.get("rows") or len(self.datastore)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over what a search goes by: the datastore, the index file, nprobe."""
+        parts = (self.record[name] for name in ("datastore", "metric", "nprobe", "crc32"))
+        return hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:16]
 
     @property
     def metric(self) -> str:

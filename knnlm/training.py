@@ -23,12 +23,12 @@ from transformers import (
     set_seed,
 )
 
-from knnlm.corpora import Split
 from knnlm.device import choose_device, choose_precision, reuse_memory
 from knnlm.errors import InputError
 from knnlm.language_model import LanguageModel
 from knnlm.muon import Muon
 from knnlm.progress import one_bar, progress
+from knnlm.text import Split
 from knnlm.tokens import TokenStream, sliding_windows, train_tokenizer
 
 VALIDATIONS = 6  # looks at the validation text while training …

@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from knnlm.corpora import Document, Split
 from knnlm.datastore import Datastore
 from knnlm.evaluation import Retrieval
 from knnlm.index import Index
 from knnlm.language_model import LanguageModel
+from knnlm.text import Document, Split
 from knnlm.tokens import train_tokenizer
 
 torch.set_num_threads(1)

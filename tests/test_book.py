@@ -1,23 +1,25 @@
-"""The built book, in a browser and without one, and the numbers that runs put into its text."""
+"""The numbers that runs put into the text, the tool that builds the book, and how it runs."""
 
 import doctest
 import importlib.util
 import json
 import os
-import re
-import shutil
+import signal
+import subprocess
 import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import time
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
+import build_book
+import contents
+import nbformat
+import psutil
 import pytest
+import run_notebooks
 from bs4 import BeautifulSoup
+from run_notebooks import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
-HTML = ROOT / "_build" / "html"
 EXTENSIONS = ROOT / "book" / "_ext"
 
 # --- The role {result} ----------------------------------------------------------------------------
@@ -107,275 +109,228 @@ def test_missing_result_is_a_warning(build, reference, says):
     assert says in warnings
 
 
-# --- The tool that builds the book ----------------------------------------------------------------
+def test_a_chapter_that_was_not_run_here_has_no_numbers(build, tmp_path):
+    (tmp_path / "results" / "other.json").write_text(json.dumps({"not here": "no apt-get"}))
+    text, warnings = build("# Numbers\n\nA gain of {result}`other:gain|.1f`%.\n")
+    assert not warnings
+    assert "A gain of –%." in text
+
+
+# --- What is run again ----------------------------------------------------------------------------
+
+
+class Project:
+    """A book of two notebooks, whose runs and pages are pretended, and a copy of the package."""
+
+    def __init__(self, folder, monkeypatch):
+        self.root, self.place, self.ran, self.fails = folder, None, [], set()
+        (folder / "notebooks").mkdir()
+        files = ["root: book/intro", "parts:", "  - chapters:"]
+        files += [f"      - file: notebooks/{name}" for name in ("01_first", "02_second")]
+        (folder / "_toc.yml").write_text("\n".join(files))
+        for module in (build_book, contents):
+            monkeypatch.setattr(module, "ROOT", folder)
+        monkeypatch.setattr(build_book, "run_notebooks", self.run)
+        monkeypatch.setattr(build_book, "build_pages", self.pages)
+        monkeypatch.setenv("KNNLM_CACHE", str(folder / "cache"))
+        self.write("01_first", "import knnlm\na = 1")
+        self.write("02_second", "b = 2")
+
+    def write(self, name, source, prose="text"):
+        cells = [nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell(source)]
+        path = self.root / "notebooks" / f"{name}.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+    def run(self, notebooks, jobs, environment, known, finished, solutions):
+        outcomes = []
+        for name, notebook in notebooks.items():
+            self.ran.append(name)
+            error = "ValueError" if name in self.fails else ""
+            if not error:
+                path = Path(environment["KNNLM_RESULTS"]) / f"{name}.json"
+                path.write_text(json.dumps({"number": 1}))
+            outcomes.append(Outcome(name, notebook, 1.0, error, "cell 1: it failed"))
+            finished(outcomes[-1])
+        return outcomes
+
+    def pages(self, place):
+        place.html.mkdir(parents=True, exist_ok=True)
+        (place.html / "index.html").write_text("a page")
+        self.ran.append("pages")
+        return True
+
+    def build(self, small=False):
+        """Build, and return what that took."""
+        self.ran, self.place = [], build_book.Place(self.root, small)
+        self.status = build_book.build(self.place, 2)
+        return self.ran
+
+    def numbers(self, name):
+        return self.place.results / f"{name}.json"
+
+
+BOTH = ["01_first", "02_second", "pages"]
 
 
 @pytest.fixture
-def builder(tmp_path, monkeypatch):
-    """tools/build_book.py for a project with one notebook, whose runs are pretended."""
-    import build_book
-    import nbformat
-    from jupyter_cache import get_cache
-    from jupyter_cache.base import CacheBundleIn
-
-    monkeypatch.setattr(build_book, "ROOT", tmp_path)
-    for name in ("BUILD", "HTML", "RESULTS", "CACHE", "STAMPS"):
-        inside = getattr(build_book, name).relative_to(ROOT)
-        monkeypatch.setattr(build_book, name, tmp_path / inside)
-    for name in ("knnlm", "notebooks"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "requirements.lock").write_text("")
-    (tmp_path / "knnlm" / "code.py").write_text("one = 1")
-
-    class Project:
-        path = tmp_path / "notebooks" / "01_first.ipynb"
-        numbers = tmp_path / "_build" / "results" / "01_first.json"
-
-        def write(self, source, prose="text"):
-            cells = [nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell(source)]
-            nbformat.write(nbformat.v4.new_notebook(cells=cells), self.path)
-
-        def build(self, number=1, succeeds=True):
-            """What a build would do; return the chapters that it runs."""
-            stamps = build_book.read_stamps()
-            to_run = build_book.forget_what_changed(stamps)
-            build_book.write_stamps(stamps)
-            if to_run:
-                self.numbers.parent.mkdir(parents=True, exist_ok=True)
-                self.numbers.write_text(json.dumps({"number": number}))
-                if succeeds:
-                    bundle = CacheBundleIn(nbformat.read(self.path, 4), str(self.path))
-                    cache = get_cache(build_book.CACHE)
-                    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-            build_book.note_complete_runs(stamps)
-            build_book.write_stamps(stamps)
-            return to_run
-
-    project = Project()
-    project.write("a = 1")
-    assert project.build() == ["01_first"]
+def project(tmp_path, monkeypatch):
+    project = Project(tmp_path, monkeypatch)
+    assert project.build() == BOTH
+    assert project.build() == []
     return project
 
 
-def test_unchanged_notebook_is_not_run_again(builder):
-    assert builder.build() == []
-    builder.write("a = 1", prose="other words")
-    assert builder.build() == []
-    assert builder.numbers.exists()
+def test_after_a_sentence_no_notebook_runs(project):
+    project.write("01_first", "import knnlm\na = 1", prose="other words")
+    assert project.build() == ["pages"]
+    assert project.build() == []
 
 
-def test_changed_code_runs_again(builder):
-    builder.write("a = 2")
-    assert builder.build() == ["01_first"]
-    assert builder.build() == []
+def test_after_a_code_cell_that_notebook_runs(project):
+    project.write("02_second", "b = 3")
+    assert project.build() == ["02_second", "pages"]
+    assert project.build() == []
 
 
-def test_changed_module_runs_everything_again(builder):
-    (builder.path.parent.parent / "knnlm" / "code.py").write_text("one = 2")
-    assert builder.build() == ["01_first"]
-    assert builder.build() == []
+def test_the_two_sizes_do_not_disturb_each_other(project):
+    assert project.build(small=True) == BOTH
+    assert project.build() == []
+    assert project.build(small=True) == []
+    assert not (project.root / "_build" / "html" / "_build").exists()
 
 
-def test_numbers_of_a_failed_run_do_not_survive(builder):
-    builder.write("a = 2")
-    assert builder.build(number=2, succeeds=False) == ["01_first"]
-    builder.write("a = 1")  # back to the code that ran before: its cached run must not be trusted
-    assert builder.build(number=1) == ["01_first"]
-    assert json.loads(builder.numbers.read_text()) == {"number": 1}
+def test_a_readers_own_notebooks_do_not_count(project):
+    project.write("Copy of 02….ipynb", "1 / 0")
+    project.write("Untitled", "raise SystemExit")
+    assert project.build() == []
 
 
 @pytest.mark.parametrize("change", ["edited", "deleted"])
-def test_numbers_changed_by_hand_are_made_again(builder, change):
-    builder.numbers.write_text("{}") if change == "edited" else builder.numbers.unlink()
-    assert builder.build(number=1) == ["01_first"]
-    assert json.loads(builder.numbers.read_text()) == {"number": 1}
+def test_numbers_changed_by_hand_are_made_again(project, change):
+    path = project.numbers("01_first")
+    path.write_text("{}") if change == "edited" else path.unlink()
+    assert project.build() == ["01_first", "pages"]
+    assert json.loads(path.read_text()) == {"number": 1}
 
 
-# --- The built pages ------------------------------------------------------------------------------
+def test_pages_changed_by_hand_are_built_again(project):
+    (project.place.html / "index.html").write_text("vandalized")
+    assert project.build() == ["pages"]
 
 
-@pytest.fixture(scope="module")
-def book():
-    if not (HTML / "index.html").exists():
-        pytest.fail("There is no book to test. Build it first: make book")
-    paths = [path for path in HTML.rglob("*.html") if path.parent.name != "_static"]
-    return {path.relative_to(HTML).as_posix(): path.read_text("utf-8") for path in paths}
+def test_of_a_failed_run_nothing_is_kept_and_of_others_all(project, capsys):
+    project.fails = {"01_first"}
+    project.write("01_first", "import knnlm\na = 2")
+    project.write("02_second", "b = 3")
+    assert project.build() == ["01_first", "02_second"]
+    assert project.status == 1
+    assert "=== 01_first, cell 1: it failed" in capsys.readouterr().err
+    assert not project.numbers("01_first").exists()
+    project.fails = set()
+    project.write("01_first", "import knnlm\na = 1")  # as it ran before: not trusted any more
+    assert project.build() == ["01_first", "pages"]
 
 
-@pytest.fixture(scope="module")
-def pages(book):
-    """Parsed, without the listings of source code."""
-    return {
-        name: BeautifulSoup(text, "html.parser")
-        for name, text in book.items()
-        if not name.startswith("_modules/")
-    }
+def test_a_place_that_cannot_be_written_to_is_one_sentence(project, monkeypatch):
+    (project.root / "file").write_text("")
+    monkeypatch.setenv("KNNLM_CACHE", str(project.root / "file" / "cache"))
+    project.write("02_second", "b = 3")
+    with pytest.raises(
+        SystemExit, match=r"The cache folder .* cannot be written to: Not a directory"
+    ):
+        project.build()
 
 
-def test_every_page_of_the_contents_is_there(book):
-    import yaml
-
-    contents = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
-    chapters = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
-    assert {f"{name}.html" for name in [contents["root"], *chapters]} <= set(book)
+# --- How notebooks are run ------------------------------------------------------------------------
 
 
-def test_no_unfilled_markup(pages):
-    left_over = {}
-    for name, page in pages.items():
-        words = [
-            text
-            for text in page.find_all(
-                string=re.compile(r"\{\{|\{(result|cite|py:|doc|ref)|:::|\]\(")
-            )
-            if not text.find_parent(["pre", "code", "script", "style"])
-        ]
-        if words:
-            left_over[name] = words
-    assert not left_over
+def notebook(*code):
+    cells = [nbformat.v4.new_code_cell(source) for source in code]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    return nbformat.v4.new_notebook(cells=cells, metadata=kernel)
 
 
-def test_no_path_of_this_machine(book):
-    private = {str(ROOT), sys.prefix, f"{Path.home()}/", os.environ.get("KNNLM_CACHE") or str(ROOT)}
-    found = {
-        f"{path.relative_to(HTML)}: {words}"
-        for path in HTML.rglob("*")
-        if path.suffix in {".html", ".js", ".json", ".svg", ".ipynb", ".md", ".txt"}
-        for words in private
-        if words in path.read_text("utf-8")
-    }
-    assert not found
+def test_what_begins_from_one_recipe_is_one_row():
+    from_one = notebook('import knnlm\nrecipe = knnlm.RECIPES["one"]')
+    from_two = notebook('recipe = knnlm.RECIPES["two"].but(k=8)', 'knnlm.RECIPES["one"]')
+    given = {"a": from_one, "b": from_two, "c": from_one, "d": notebook("1")}
+    assert run_notebooks.rows_of(given) == [["a", "c"], ["b"], ["d"]]
 
 
-def test_internal_links_and_anchors_resolve(book, pages):
-    ids = {name: set(re.findall(r'\b(?:id|name)="([^"]+)"', text)) for name, text in book.items()}
-    broken = []
-    for name, page in pages.items():
-        for tag in page.find_all(href=True):
-            target, anchor = urldefrag(urljoin(f"book:///{name}", tag["href"]))
-            if urlparse(target).scheme != "book":
-                continue
-            path, anchor = unquote(urlparse(target).path).lstrip("/"), unquote(anchor)
-            if not (HTML / path).is_file() or (anchor and anchor not in ids.get(path, {anchor})):
-                broken.append(f"{name}: {tag['href']}")
-    assert not broken
+SOLVED = """\
+Text with `code`.
+
+```python
+not_a_solution()
+```
+
+````{solution} ex
+:class: dropdown
+
+```python
+answer = 42
+```
+
+And then:
+
+```python
+print(answer)
+```
+````
+"""
 
 
-def test_images_have_a_text_in_their_place(pages):
-    missing = []
-    for name, page in pages.items():
-        for image in page.select(".bd-article img"):
-            words = image.get("alt", "")
-            if not words or re.fullmatch(r"\S*\.(png|svg|jpe?g)", words):
-                missing.append(f"{name}: {image.get('src')}")
-        for drawing in page.select(".bd-article .picture svg"):
-            if not drawing.get("aria-label"):
-                missing.append(f"{name}: an inline drawing")
-    assert not missing, "Give the cell the metadata mystnb.image.alt"
-
-
-def test_reference_pages_are_not_empty(pages):
-    assert len(pages["book/glossary.html"].select("dl.glossary > dt")) > 20
-    objects = pages["book/api.html"].select("dl.py > dt[id]")
-    assert len(objects) > 30
-    assert ">>>" not in " ".join(tag.get_text() for tag in pages["book/api.html"].select("dd ul"))
-    assert (
-        len(pages["book/bibliography.html"].select(".citation-list .citation, div.citation")) > 10
+def test_notebooks_run_side_by_side_each_in_its_own_folder(tmp_path, capsys):
+    good = notebook(
+        "import os, pathlib\nassert [p.suffix for p in pathlib.Path().iterdir()] == ['.ipynb']",
+        "print(os.environ['OMP_NUM_THREADS'], os.environ['SAID'])",
     )
-
-
-def test_commands_in_the_book_exist(pages):
-    """The page on the command line shows every command, and no option that is not there."""
-    from typer.main import get_command
-
-    from knnlm.cli import app
-
-    commands = get_command(app).commands
-    shown = {}
-    for name in ("book/cli.html", "book/how_to_use.html"):
-        for code in pages[name].select("pre"):
-            for line in code.get_text().replace("\\\n", " ").splitlines():
-                if line.startswith("knnlm "):
-                    shown.setdefault(line.split()[1], set()).update(re.findall(r"--[a-z-]+", line))
-    assert set(shown) == set(commands)
-    for name, options in shown.items():
-        assert options <= {word for option in commands[name].params for word in option.opts}
-
-
-# --- The pages in a browser -----------------------------------------------------------------------
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def address(book):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=HTML))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    program = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    good.cells.append(nbformat.v4.new_markdown_cell(SOLVED))
+    bad = notebook("x = 1", "x / 0", "print('never')")
+    ended = []
+    outcomes = run_notebooks.run_notebooks(
+        {"good": good, "bad": bad}, 2, {"SAID": "so"}, {"good": 9}, ended.append, solutions=True
     )
-    if not program:
-        pytest.fail(
-            "The book is tested in a browser, and no Chromium was found. Install it "
-            "(Debian, Ubuntu: apt install chromium), or name the program in CHROMIUM."
-        )
-    flags = (
-        "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-        "--disable-sync --no-first-run"
+    assert sorted(outcome.name for outcome in outcomes) == ["bad", "good"]
+    assert outcomes == ended
+    by_name = {outcome.name: outcome for outcome in outcomes}
+    assert not by_name["good"].error
+    outputs = [cell.outputs for cell in by_name["good"].notebook.cells if "outputs" in cell]
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    assert outputs[1][0].text == f"{threads} so\n"
+    assert outputs[-1][0].text == "42\n"  # the solution
+    assert len(good.cells) == 3  # what was given stays as it was
+    assert by_name["bad"].error == "ZeroDivisionError"
+    assert "cell 1:\n\n    x / 0" in by_name["bad"].problem
+    assert "never" not in by_name["bad"].problem
+    said = capsys.readouterr().out
+    for words in ("good  begins", "good  took", "bad   failed after", "to go"):
+        assert words in said
+
+
+def test_who_stops_a_build_leaves_no_process_behind(tmp_path):
+    """The signal comes while a kernel computes; the kernel, nbmake and the tool all end."""
+    mark = f"mark_{os.getpid()}"
+    nbformat.write(
+        notebook(f"import time\n{mark} = 1\nopen('{tmp_path}/on', 'w')", "time.sleep(600)"),
+        tmp_path / "n.ipynb",
     )
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=flags.split())
-        yield browser
-        browser.close()
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_pages_work_in_a_browser(book, address, browser, theme):
-    """No script error, nothing from outside, nothing missing, no formula that failed to set, and no
-    page wider than a desktop's or a phone's screen."""
-    context = browser.new_context(color_scheme=theme)
-    tab = context.new_page()
-    problems, name = [], ""
-
-    def note_request(request):
-        if not request.url.startswith((address, "data:", "blob:")):
-            problems.append(f"{name}: asks for {request.url}")
-
-    def note_response(response):
-        if response.status >= 400:
-            problems.append(f"{name}: {response.status} for {response.url}")
-
-    tab.on("pageerror", lambda error: problems.append(f"{name}: script error: {error}"))
-    tab.on("request", note_request)
-    tab.on("response", note_response)
-    expected = {"theme": theme, "overflow": 0, "mathErrors": 0, "unset": 0}
-    for name in sorted(book):
-        if name.startswith("_modules/") or name == "index.html":
-            continue
-        tab.goto(address + name, wait_until="load")
-        tab.evaluate("() => window.MathJax?.startup?.promise")
-        for width in (1400, 390):
-            tab.set_viewport_size({"width": width, "height": 900})
-            seen = tab.evaluate(
-                """() => ({
-                    theme: document.documentElement.dataset.theme,
-                    overflow: document.documentElement.scrollWidth - window.innerWidth,
-                    mathErrors: document.querySelectorAll("mjx-merror").length,
-                    unset: document.querySelectorAll(".math:not(:has(mjx-container))").length,
-                })"""
-            )
-            if seen != expected:
-                problems.append(f"{name} at {width} pixels: {seen}")
-    context.close()
-    assert not problems, "\n".join(problems)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, nbformat\n"
+        f"sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
+        "from run_notebooks import run_notebooks\n"
+        f"notebook = nbformat.read({str(tmp_path / 'n.ipynb')!r}, 4)\n"
+        "run_notebooks({'n': notebook}, 1, {}, {}, print)\n"
+    )
+    process = subprocess.Popen([sys.executable, program], stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if (tmp_path / "on").exists():
+            break
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knnlm import datastore, language_model
-from knnlm.corpora import Document, Split
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
 from knnlm.files import create_array
 from knnlm.language_model import LanguageModel
+from knnlm.text import Document, Split
 from knnlm.tokens import train_tokenizer
 
 BUILD = {"window": WINDOW, "stride": STRIDE}

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knnlm import evaluation
-from knnlm.corpora import Split
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
 from knnlm.evaluation import ROWS_PER_CHUNK, Retrieval, Setting, bootstrap, perplexity
@@ -19,6 +18,7 @@ from knnlm.files import FORMAT
 from knnlm.index import Index
 from knnlm.language_model import LanguageModel, join
 from knnlm.mixture import interpolate, knn_distribution, knn_log_prob
+from knnlm.text import Split
 
 METRICS = ("l2_squared", "l2", "inner_product")
 SETTINGS = [(1, 0.3, 1.0), (8, 0.25, 10.0), (8, 0.9, 0.5), (32, 0.6, 3.0), (32, 0.1, 100.0)]

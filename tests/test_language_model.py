@@ -9,11 +9,11 @@ import transformers
 from conftest import STRIDE, WINDOW, make_text, randomize
 
 from knnlm import language_model
-from knnlm.corpora import Split
 from knnlm.device import choose_device, choose_precision
 from knnlm.errors import InputError
 from knnlm.key_layers import ARCHITECTURES, KeyLayer, find_module
 from knnlm.language_model import LanguageModel
+from knnlm.text import Split
 from knnlm.tokens import train_tokenizer
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 320}

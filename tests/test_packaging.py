@@ -137,7 +137,7 @@ def test_address_is_written_everywhere(tree, capsys):
     assert config["launch_buttons"]["colab_url"]
     assert yaml.safe_load((tree / "CITATION.cff").read_text("utf-8"))["repository-code"] == URL
     badges = (tree / "README.md").read_text("utf-8")
-    assert "/github/somebody/some.book/blob/main/notebooks/01_first.ipynb" in badges
+    assert "/github/somebody/some.book/blob/executed/notebooks/01_first.ipynb" in badges
     for path in tree.glob("notebooks/*"):
         (cell,) = json.loads(path.read_text("utf-8"))["cells"]
         assert cell["source"][2:4] == [f'REPOSITORY = "{URL}"\n', 'if REPOSITORY == "":\n']

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knnlm import recipes
-from knnlm.corpora import Corpus, Document, Split
+from knnlm.corpora import Corpus
 from knnlm.language_model import LanguageModel
-from knnlm.recipes import Recipe, spread
+from knnlm.recipes import Recipe, claim, spread
+from knnlm.text import Document, Split
 
 
 @pytest.fixture
@@ -39,55 +41,66 @@ def recipe(monkeypatch, tmp_path) -> Recipe:
     )
 
 
+def forbid(monkeypatch, owner, name):
+    """Let a maker be looked at, for its name, and not be called."""
+
+    @wraps(getattr(owner, name))
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"{name} was called")
+
+    monkeypatch.setattr(owner, name, refuse)
+
+
 def test_the_second_call_reads_what_the_first_made(recipe, monkeypatch):
     first = recipe.retrieval("test")
     made = {path: path.stat().st_mtime_ns for path in recipes.cache_folder().rglob("*.*npy")}
     assert made
-    monkeypatch.setattr(recipes, "train_language_model", None)
-    monkeypatch.setattr(recipes.Datastore, "build", None)
-    monkeypatch.setattr(recipes.Index, "build", None)
-    monkeypatch.setattr(recipes.Retrieval, "run", None)
+    forbid(monkeypatch, recipes, "train_language_model")
+    forbid(monkeypatch, recipes.Datastore, "build_each")
+    forbid(monkeypatch, recipes.Index, "build")
+    forbid(monkeypatch, recipes.Retrieval, "run")
     again = recipe.retrieval("test")
     assert again.perplexity(lam=0.3) == first.perplexity(lam=0.3)
     assert all(path.stat().st_mtime_ns == time for path, time in made.items())
 
 
-def test_recipes_share_what_they_agree_in_and_nothing_else(recipe):
-    def folders(r: Recipe) -> list[str]:
-        return [r.folder(kind).name for kind in ("model", "datastore", "index")]
-
-    model, store, index = folders(recipe)
-    assert folders(recipe.but(factory="HNSW8"))[:2] == [model, store]
-    assert folders(recipe.but(factory="HNSW8"))[2] != index
-    assert folders(recipe.but(stride=8))[0] == model
-    assert folders(recipe.but(stride=8))[1] != store
-    assert folders(recipe.but(steps=4))[0] != model
-
-
-def test_the_fingerprint_of_code_sees_code_but_not_words_about_it(monkeypatch, tmp_path):
-    source = 'def f(x):\n    """Say."""\n    return x + 1  # why\n'
-    versions = {
-        "same": source.replace("Say.", "Say more.").replace("  # why", ""),
-        "other": source.replace("+ 1", "+ 2"),
-        "first": source,
-    }
-    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "recipes.py"))
-    for name, text in versions.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    prints = {name: recipes.code_fingerprint.__wrapped__(name) for name in versions}
-    assert prints["first"] == prints["same"] != prints["other"]
-
-
 def test_recorded_numbers_are_plain_json_and_replace_the_earlier(monkeypatch, tmp_path, store):
     monkeypatch.setenv("KNNLM_RESULTS", str(tmp_path))
+    monkeypatch.setattr(recipes, "_used", {"tiny/model-2", "tiny/model-1"})
     recipes.record("01_x", a=1, gone=2)
     recipes.record("01_x", a=store.values[:3].mean(), b="text")
     written = json.loads((tmp_path / "01_x.json").read_text())
+    assert written.pop("artifacts") == ["tiny/model-1", "tiny/model-2"]
     assert written == {"a": float(store.values[:3].mean()), "b": "text"}
 
 
+def test_claims_are_held_at_full_size_alone(monkeypatch):
+    claim(holds=True)
+    monkeypatch.setattr(recipes, "SMALL", False)
+    with pytest.raises(AssertionError, match=r"no longer holds: memory helps\.$"):
+        claim(**{"memory helps": False, "it costs": True})
+    monkeypatch.setattr(recipes, "SMALL", True)
+    claim(**{"memory helps": False})
+
+
+def test_what_was_used_is_noted(recipe, monkeypatch):
+    monkeypatch.setattr(recipes, "_used", set())
+    folder = recipe.index().path
+    kinds = {name.split("/")[1].split("-")[0] for name in recipes._used}
+    assert kinds == {"model", "datastore", "index"}
+    assert f"tiny/{folder.name}" in recipes._used
+
+
+def test_a_datastore_of_another_text_is_not_the_corpus(recipe):
+    other = Split.of([Document("other", make_text(77, 90))])
+    store = recipe.datastore(other)
+    assert store.record["document_names"] == ["other"]
+    assert store.path != recipe.datastore().path
+    assert recipe.datastore(other).path == store.path
+
+
 def test_a_pretrained_model_is_not_trained(recipe, model_folder, lm, monkeypatch):
-    monkeypatch.setattr(recipes, "train_language_model", None)
+    forbid(monkeypatch, recipes, "train_language_model")
     pretrained = recipe.but(pretrained=str(model_folder), window=16, stride=8)
     assert pretrained.model().fingerprint == lm.fingerprint
     retrieval = pretrained.retrieval("validation")
@@ -95,11 +108,11 @@ def test_a_pretrained_model_is_not_trained(recipe, model_folder, lm, monkeypatch
     assert retrieval.record["window"] == 16
 
 
-def test_one_switch_makes_the_later_chapters_small():
+def test_one_switch_makes_every_chapter_small():
     def sizes(small: str) -> dict:
         say = (
-            "import json; from knnlm import RECIPES as r; "
-            "print(json.dumps({n: [r[n].steps, r[n].documents, r[n].held_out] for n in r}))"
+            "import json; from dataclasses import asdict; from knnlm import RECIPES as r; "
+            "print(json.dumps({n: asdict(r[n]) for n in r}))"
         )
         environment = {**os.environ, "KNNLM_SMALL": small}
         run = [sys.executable, "-c", say]
@@ -108,11 +121,11 @@ def test_one_switch_makes_the_later_chapters_small():
     full, small = sizes(""), sizes("1")
     assert sizes("0") == full
     changed = {name for name in full if full[name] != small[name]}
-    assert changed == set(recipes.SMALL)
-    assert not changed & {"factbook", "korean", "kogpt2"}  # chapters 1 to 6
+    assert changed == set(recipes.SMALLER) == set(full) - {"kogpt2", "small"}
     for name in changed:
-        for fewer, all_of_it in zip(small[name], full[name], strict=True):
-            assert 0 < fewer <= all_of_it or fewer == all_of_it
+        for field, value in small[name].items():
+            before = full[name][field]
+            assert value == before or field == "factory" or 0 < value < (before or np.inf)
 
 
 def test_the_korean_studys_recipe_has_its_sizes():
@@ -145,8 +158,8 @@ def test_a_memory_of_another_corpus_is_what_is_stored_and_evaluated(recipe, monk
     start = (len(whole) - 40) // 2
     assert [d.text for d in middle.part("test")] == [whole[start : start + 40]]
     assert [d.text for d in opening.part("test")] == [whole[:40]]
-    assert opening.folder("retrieval") != middle.folder("retrieval")
-    assert opening.folder("index") == middle.folder("index")
+    assert opening.retrieval("test").path != middle.retrieval("test").path
+    assert opening.index().path == middle.index().path
 
     taught = recipe.but(learned=4)
     assert taught.training()["settings"]["text"] == "tiny:train, 4 documents"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from knnlm import smollm2
-from knnlm.corpora import Split
 from knnlm.language_model import LanguageModel
+from knnlm.text import Split
 
 
 def test_without_the_package_the_hub_is_asked(monkeypatch):

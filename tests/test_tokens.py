@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from knnlm.corpora import Document, Split
 from knnlm.errors import InputError
+from knnlm.text import Document, Split
 from knnlm.tokens import (
     END_OF_TEXT,
     TokenStream,

@@ -35,8 +35,8 @@ launch_buttons:
     "README.md": """\
 [![Tests]({url}/actions/workflows/tests.yml/badge.svg)]({url}/actions/workflows/tests.yml)
 [![Book]({url}/actions/workflows/book.yml/badge.svg)](https://{owner}.github.io/{name}/)
-[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{owner}/{name}/blob/main/{notebook})
-[![Launch Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/{owner}/{name}/main?labpath={notebook})
+[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{owner}/{name}/blob/executed/{notebook})
+[![Launch Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/{owner}/{name}/executed?labpath={notebook})
 """,
 }
 # The line of a notebook's Colab cell, as its JSON has it.

@@ -6,6 +6,8 @@
 specification (``gain|.1f``), ``%`` for a share as a percentage, ``bytes`` or ``duration``
 (from seconds). In a table of Markdown the bar is written ``\\|``.
 
+The chapter ``measured`` is ``book/measured.json``: what building the book took.
+
 Notebooks run while Sphinx reads them, so the numbers are filled in after all pages are read. A
 missing file or key, or a format that does not fit, is a warning; with ``-W`` it ends the build.
 """
@@ -22,6 +24,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
 logger = logging.getLogger(__name__)
+MEASURED = Path(__file__).resolve().parent.parent / "measured.json"
 
 
 class result_reference(nodes.Inline, nodes.TextElement):
@@ -58,12 +61,16 @@ def look_up(reference: str, folder: Path) -> str:
     chapter, colon, key = reference.strip().partition(":")
     if not colon:
         raise ValueError(f"'{reference}' is not of the form chapter:key")
+    path = MEASURED if chapter == "measured" else folder / f"{chapter}.json"
     try:
-        values = json.loads((folder / f"{chapter}.json").read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"'{reference}': the chapter {chapter} has recorded nothing") from None
+    if "not here" in values:  # the chapter's page says why it was not run
+        return "–"
     if key not in values:
-        raise ValueError(f"'{reference}': {chapter} recorded only {', '.join(sorted(values))}")
+        names = ", ".join(sorted(set(values) - {"artifacts"}))
+        raise ValueError(f"'{reference}': {chapter} recorded only {names}")
     try:
         return write(values[key], spec.strip())
     except (TypeError, ValueError):
