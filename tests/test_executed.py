@@ -384,6 +384,7 @@ def test_copy_in_html(copies):
 
 CONFIGURATION = """\
 extensions = ["myst_nb", "sphinx_exercise", "sphinxcontrib.bibtex", "results", "executed"]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}  # Sphinx keeps another test's otherwise
 html_theme = "sphinx_book_theme"
 html_theme_options = {"repository_url": "%s"}
 html_sourcelink_suffix = ""
