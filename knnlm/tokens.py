@@ -150,7 +150,7 @@ class TokenStream:
         Parameters
         ----------
         text
-            A :class:`~knnlm.corpora.Split` or any documents.
+            A :class:`~knnlm.text.Split` or any documents.
         tokenizer
             Any Hugging Face tokenizer; where it has no end-of-text token, nothing separates.
         spool
