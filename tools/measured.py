@@ -49,7 +49,8 @@ level to a minimum and rises again; more neighbors give a lower curve.](book/pic
 
 One case: {05_read_the_cases:case_country} is described as "{05_read_the_cases:case_context}", and
 what comes next is "{05_read_the_cases:case_token}". The model alone gives that a probability of
-{05_read_the_cases:case_lm|.2%}, with its memory {05_read_the_cases:case_mixture|.0%}. The nearest
+{05_read_the_cases:case_lm|.0e}, with its memory
+{05_read_the_cases:case_mixture|.1f}. The nearest
 place that the memory found is in the article on {05_read_the_cases:case_source}:
 "{05_read_the_cases:case_source_context}".
 """
