@@ -47,12 +47,15 @@ level to a minimum and rises again; more neighbors give a lower curve.](book/pic
 | SmolLM2, 135 million parameters | {10_a_pretrained_model:perplexity_lm|.1f} alone, \
 **{10_a_pretrained_model:perplexity|.1f}** with a memory |
 
-One case: {05_read_the_cases:case_country} is described as "{05_read_the_cases:case_context}", and
-what comes next is "{05_read_the_cases:case_token}". The model alone gives that a probability of
-{05_read_the_cases:case_lm|.0e}, with its memory
-{05_read_the_cases:case_mixture|.1f}. The nearest
-place that the memory found is in the article on {05_read_the_cases:case_source}:
-"{05_read_the_cases:case_source_context}".
+One case, from the article on {05_read_the_cases:case_country}:
+
+> {05_read_the_cases:case_context}
+
+What comes next is "{05_read_the_cases:case_token}". The model alone gives that a probability of {05_read_the_cases:case_lm|.0e}, with
+its memory {05_read_the_cases:case_mixture|.1f}. The nearest place that the memory found is in the article on
+{05_read_the_cases:case_source}:
+
+> {05_read_the_cases:case_source_context}
 """
 
 
