@@ -51,9 +51,10 @@ One case, from the article on {05_read_the_cases:case_country}:
 
 > {05_read_the_cases:case_context}
 
-What comes next is "{05_read_the_cases:case_token}". The model alone gives that a probability of {05_read_the_cases:case_lm|.0e}, with
-its memory {05_read_the_cases:case_mixture|.1f}. The nearest place that the memory found is in the article on
-{05_read_the_cases:case_source}:
+What comes next is "{05_read_the_cases:case_token}". The model alone gives that a
+probability of {05_read_the_cases:case_lm|.0e}, with its memory
+{05_read_the_cases:case_mixture|.1f}. The nearest
+place that the memory found is in the article on {05_read_the_cases:case_source}:
 
 > {05_read_the_cases:case_source_context}
 """
