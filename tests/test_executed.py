@@ -24,7 +24,7 @@ def executed():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXTENSIONS)
         yield importlib.import_module("executed")
-        for name in ("executed", "portable", "page_language", "results"):  # others load them by themselves
+        for name in ("executed", "portable", "page_language", "results"):  # others load their own
             sys.modules.pop(name, None)
 
 
