@@ -247,7 +247,7 @@ def _open_model(folder: str | Path) -> LanguageModel:
 
 
 RECIPES = {
-    "factbook": Recipe(excerpt=6000),
+    "factbook": Recipe(excerpt=5000),
     "korean": Recipe(
         corpus="korean",
         held_out=120,
@@ -286,7 +286,7 @@ RECIPES = {
         steps=300,
         documents=60,
         held_out=20,
-        excerpt=6000,
+        excerpt=5000,
         factory="IVF1024,PQ64x4fs,Refine(SQ8)",
         k=256,
     ),

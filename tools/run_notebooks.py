@@ -184,7 +184,10 @@ def _start(name, notebook, folder: Path, environment, ended: queue.Queue) -> sub
     def wait() -> None:
         status = process.wait()
         seconds = time.monotonic() - start
-        outcome = Outcome(name, nbformat.read(path, 4), seconds)
+        try:
+            outcome = Outcome(name, nbformat.read(path, 4), seconds)
+        except FileNotFoundError:  # we were stopped, and its folder is gone
+            return
         if status:
             outcome.error, outcome.problem = _what_failed(outcome.notebook, log)
         shutil.rmtree(own, ignore_errors=True)
