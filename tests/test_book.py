@@ -1,7 +1,5 @@
 """The numbers that runs put into the text, the tool that builds the book, and how it runs."""
 
-import doctest
-import importlib.util
 import json
 import os
 import signal
@@ -20,22 +18,8 @@ from bs4 import BeautifulSoup
 from run_notebooks import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTENSIONS = ROOT / "book" / "_ext"
 
 # --- The role {result} ----------------------------------------------------------------------------
-
-
-def load_extension(name):
-    spec = importlib.util.spec_from_file_location(name, EXTENSIONS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_results_doctests():
-    failed, tried = doctest.testmod(load_extension("results"))
-    assert tried
-    assert failed == 0
 
 
 PAGE = """\
@@ -58,7 +42,6 @@ Paragraph {result}`chapter:gain|.1f`%.
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     """Build one page with Sphinx; return its text, and the warnings."""
-    monkeypatch.syspath_prepend(EXTENSIONS)
     monkeypatch.setenv("KNNLM_RESULTS", str(tmp_path / "results"))
     source, results = tmp_path / "source", tmp_path / "results"
     source.mkdir()

@@ -1,31 +1,19 @@
 """The portable copies of the notebooks: with outputs, and without MyST."""
 
 import base64
-import doctest
-import importlib
 import io
 import json
 import re
-import sys
 from pathlib import Path
 
+import executed
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTENSIONS = ROOT / "book" / "_ext"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-
-@pytest.fixture(scope="module")
-def executed():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXTENSIONS)
-        yield importlib.import_module("executed")
-        for name in ("executed", "portable", "page_language", "results"):  # others load their own
-            sys.modules.pop(name, None)
 
 
 class Stub:
@@ -59,7 +47,7 @@ class Stub:
 
 
 @pytest.fixture
-def convert(executed):
+def convert():
     def convert(source, path="notebooks/04_mix.ipynb"):
         notebook = new_notebook(cells=[new_markdown_cell(source)])
         result, problems = executed.portable(notebook, path, Stub())
@@ -67,12 +55,6 @@ def convert(executed):
         return result.cells[0].source
 
     return convert
-
-
-def test_doctests(executed):
-    failed, tried = doctest.testmod(sys.modules["portable"])
-    assert tried
-    assert failed == 0
 
 
 # --- One construct at a time ----------------------------------------------------------------------
@@ -236,7 +218,7 @@ def test_exercise_of_a_translation(convert):
         ("{result}`chapter:nothing`", "recorded only bytes"),
     ],
 )
-def test_what_is_not_known_is_an_error(executed, myst, says):
+def test_what_is_not_known_is_an_error(myst, says):
     cells = [new_code_cell("1"), new_markdown_cell(myst), new_markdown_cell("good")]
     copied, problems = executed.portable(new_notebook(cells=cells), "notebooks/a.ipynb", Stub())
     assert len(problems) == 1
@@ -248,7 +230,7 @@ def test_what_is_not_known_is_an_error(executed, myst, says):
 # --- Outputs --------------------------------------------------------------------------------------
 
 
-def test_outputs_and_metadata(executed):
+def test_outputs_and_metadata():
     svg = '<svg xmlns="http://www.w3.org/2000/svg"/>'
     cell = new_code_cell(
         "1",
@@ -284,7 +266,7 @@ def test_outputs_and_metadata(executed):
     assert set(outputs[2].data) == {"image/svg+xml", "image/png"}
 
 
-def test_folder_of_this_machine_is_an_error(executed):
+def test_folder_of_this_machine_is_an_error():
     cells = [
         new_code_cell("1", outputs=[new_output("stream", name="stdout", text="in /home/me/x")])
     ]
@@ -293,7 +275,7 @@ def test_folder_of_this_machine_is_an_error(executed):
     assert problems == ["cell 1: /home/me/ stands in it"]
 
 
-def test_citations(executed):
+def test_citations():
     found = executed.read_citations(ROOT / "book" / "references.bib")
     assert found["jegou2011"] == (
         "Jégou et al.",
@@ -309,7 +291,7 @@ def test_citations(executed):
 
 
 @pytest.fixture(scope="module")
-def copies(executed):
+def copies():
     """Of all notebooks, without outputs, and with 1 for each number."""
 
     class Numbers(Stub):
@@ -427,7 +409,6 @@ def build(tmp_path, monkeypatch):
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace
 
-    monkeypatch.syspath_prepend(EXTENSIONS)
     monkeypatch.setenv("KNNLM_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("KNNLM_CACHE", str(tmp_path / "cache"))
     source, built = tmp_path / "source", tmp_path / "_build"
