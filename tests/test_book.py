@@ -300,7 +300,9 @@ def test_who_stops_a_build_leaves_no_process_behind(tmp_path):
     )
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys, nbformat\n"
+        "import signal, sys, nbformat\n"
+        # `make test &` in a script has SIGINT ignored, and its children inherit that
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
         "from run_notebooks import run_notebooks\n"
         f"notebook = nbformat.read({str(tmp_path / 'n.ipynb')!r}, 4)\n"
