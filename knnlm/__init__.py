@@ -19,6 +19,7 @@ FILES = {
     "device": [],
     "key_layers": ["KeyLayer"],
     "language_model": ["LanguageModel"],
+    "loss": [],
     "muon": [],
     "training": ["train_language_model"],
     "datastore": ["Datastore"],

@@ -13,8 +13,8 @@ class Muon(torch.optim.AdamW):
     rare directions are learned as fast as frequent ones, and less text is needed. The step is
     scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so one learning rate serves
     both. Here it is taken for one attention head, or as many units of the feed-forward layer, at a
-    time, which costs a fifth of whole matrices; and in float32, since ``torch.optim.Muon`` uses
-    bfloat16, which many processors only imitate.
+    time, which costs a fifth of whole matrices; and in a type that the processor multiplies in:
+    ``torch.optim.Muon`` uses bfloat16, which many only imitate.
 
     Parameters
     ----------
@@ -23,12 +23,15 @@ class Muon(torch.optim.AdamW):
     lr
         Learning rate of the matrices, the norms and the biases; the embeddings, of which a batch
         moves few rows, get twice as much.
+    dtype
+        The type in which steps are made orthogonal.
     """
 
     MOMENTUM = 0.9
     NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients
 
-    def __init__(self, model: GPT2LMHeadModel, lr: float):
+    def __init__(self, model: GPT2LMHeadModel, lr: float, dtype: torch.dtype = torch.float32):
+        self.dtype = dtype
         self.head = (model.config.n_embd // model.config.n_head, model.config.n_embd)
         blocks = dict(model.transformer.h.named_parameters())
         reading = [
@@ -51,7 +54,8 @@ class Muon(torch.optim.AdamW):
         reading, writing, *_ = self.param_groups
         units = [self._momentum(w).T for w in reading["params"]]
         units += [self._momentum(w) for w in writing["params"]]
-        steps = self.orthogonal(torch.cat(units).view(-1, *self.head)).view(-1, self.head[1])
+        units_of = torch.cat(units).to(self.dtype).view(-1, *self.head)
+        steps = self.orthogonal(units_of).view(-1, self.head[1])
         steps = iter(steps.split([len(u) for u in units]))
         for weight in reading["params"]:
             weight.sub_(next(steps).T, alpha=reading["lr"])

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -26,6 +25,7 @@ from transformers import (
 from knnlm.device import choose_device, choose_precision, reuse_memory
 from knnlm.errors import InputError
 from knnlm.language_model import LanguageModel
+from knnlm.loss import cross_entropy
 from knnlm.muon import Muon
 from knnlm.progress import one_bar, progress
 from knnlm.text import Split
@@ -56,7 +56,6 @@ def _new_model(tokenizer: PreTrainedTokenizerBase, shape: dict[str, int]) -> GPT
             attn_pdrop=0.0,
             bos_token_id=tokenizer.eos_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            loss_type="ForCausalLM",
         )
     )
     _initialize_embeddings(model)
@@ -76,6 +75,19 @@ def _initialize_embeddings(model: GPT2LMHeadModel) -> None:
     angles = torch.arange(positions)[:, None] * frequencies
     model.transformer.wpe.weight.copy_(0.2 * torch.cat([angles.sin(), angles.cos()], 1)[:, :width])
     model.transformer.wte.weight.normal_(std=0.1)
+
+
+class _Trainer(Trainer):
+    """Takes the loss from what the last layer gives, so that no logits are kept."""
+
+    dtype = torch.float32
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        tokens = inputs["input_ids"]
+        hidden = model(tokens, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
+        weight = self.accelerator.unwrap_model(model).lm_head.weight
+        given, following = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        return cross_entropy(given, weight, following, self.dtype)
 
 
 class _Watch(TrainerCallback):
@@ -118,7 +130,8 @@ class _Watch(TrainerCallback):
             tokens = torch.from_numpy(tokens)[None].to(model.device)
             given = window.stop - window.first
             logits = model(tokens[:, :-1], logits_to_keep=given).logits
-            total += cross_entropy(logits[0].float(), tokens[0, -given:], reduction="sum").item()
+            log_probs = logits[0].float().log_softmax(dim=1)
+            total -= log_probs.gather(1, tokens[0, -given:, None]).sum().item()
             count += given
         model.train()
         return total / count
@@ -277,7 +290,8 @@ def train_language_model(
     shape = {"n_positions": context, "n_embd": width, "n_layer": layers, "n_head": heads}
     model = copy.deepcopy(start.model) if start else _new_model(tokenizer, shape)
     reuse_memory()
-    optimizer = Muon(model, learning_rate)
+    # bfloat16 where the model has it; float16 has not its range, and with it becomes float32
+    optimizer = Muon(model, learning_rate, torch.promote_types(dtype, torch.bfloat16))
     schedule = get_wsd_schedule(
         optimizer,
         num_warmup_steps=min(20, steps // 10),
@@ -286,7 +300,7 @@ def train_language_model(
         decay_type="linear",
     )
     watch = _Watch(steps, context, held_out)
-    trainer = Trainer(
+    trainer = _Trainer(
         model,
         TrainingArguments(
             output_dir=str(checkpoints),
@@ -308,6 +322,7 @@ def train_language_model(
         optimizers=(optimizer, schedule),
         callbacks=[watch],
     )
+    trainer.dtype = dtype
     trainer.remove_callback(PrinterCallback)
     with one_bar():
         trainer.train(resume_from_checkpoint=_last_checkpoint(out))

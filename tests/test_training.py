@@ -5,12 +5,15 @@ from itertools import islice
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from knnlm import training
 from knnlm.corpora import Split, load_corpus
 from knnlm.errors import InputError
 from knnlm.language_model import LanguageModel
+from knnlm.loss import cross_entropy
 from knnlm.muon import Muon
 from knnlm.tokens import tokenizer_fingerprint, train_tokenizer
 from knnlm.training import train_language_model
@@ -147,6 +150,54 @@ def test_refuses_what_it_cannot_use(trained, text, tmp_path):
     with pytest.raises(InputError, match="one context of 32"):
         train_language_model(Split.of(["Too short."]), tmp_path / "new", **TINY)
     assert not (tmp_path / "new").exists()
+
+
+@settings(max_examples=30)
+@given(
+    n=st.integers(1, 700),  # more than two parts of knnlm.loss.ROWS
+    dim=st.integers(1, 16),
+    vocab_size=st.integers(1, 40),
+    scale=st.floats(0.1, 20),
+    seed=st.integers(0, 99),
+)
+def test_loss_by_parts_is_torchs_cross_entropy(n, dim, vocab_size, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, dim, generator=generator)
+    weight = torch.randn(vocab_size, dim, generator=generator)
+    targets = torch.randint(vocab_size, (n,), generator=generator)
+    results = []
+    for loss in (
+        lambda h, w: cross_entropy(h, w, targets, h.dtype),
+        lambda h, w: torch.nn.functional.cross_entropy((h @ w.T).double(), targets),
+    ):
+        leaves = [x.clone().requires_grad_() for x in (hidden, weight)]
+        value = loss(*leaves)
+        (scale * value).backward()
+        results.append([value.detach().double(), *(x.grad.double() for x in leaves)])
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_of_what_cannot_be_is_finite():
+    """p is zero in float32: 87 nats are counted, and the gradient leads out of there."""
+    hidden = torch.tensor([[200.0]], requires_grad=True)
+    loss = cross_entropy(hidden, torch.tensor([[1.0], [-1.0]]), torch.tensor([1]), torch.float32)
+    loss.backward()
+    assert loss.item() == pytest.approx(87.34, abs=0.01)
+    assert hidden.grad.item() == pytest.approx(2)
+
+
+def test_a_step_in_bfloat16_is_near_one_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 64, generator=generator) / 4 for n in (600, 500))
+    targets = torch.randint(500, (600,), generator=generator)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = weight.clone().requires_grad_()
+        cross_entropy(hidden, leaf, targets, dtype).backward()
+        gradients.append(leaf.grad)
+    exact, rounded = gradients
+    assert (exact - rounded).norm() < 0.01 * exact.norm()
 
 
 @pytest.mark.parametrize("shape", [(5, 8, 32), (5, 16, 64)])
