@@ -115,7 +115,7 @@ class Recipe:
     width: int = 128
     heads: int = 2
     context: int = 256
-    steps: int = 600
+    steps: int = 500
     batch_size: int = 8
     learning_rate: float = 8e-3
     seed: int = 0
@@ -250,11 +250,12 @@ RECIPES = {
     "factbook": Recipe(excerpt=5000),
     "korean": Recipe(
         corpus="korean",
-        held_out=120,
+        held_out=100,
         alphabet="characters",
-        steps=320,
+        steps=260,
         factory="IVF1024,Flat",
         nprobe=16,
+        k=256,
     ),
     # The Korean study's size: 107 million keys, 330 GB of disk, days on a processor.
     "kogpt2": Recipe(
@@ -275,20 +276,18 @@ RECIPES = {
         excerpt=6000,
         vocab_size=4096,
         layers=2,
-        steps=200,
-        factory="IVF1024,PQ64x4fs,Refine(SQ8)",
-        k=256,
+        steps=160,
+        k=128,
     ),
     # Six layers to compare, and a store that can be built ten times over.
     "compact": Recipe(
         vocab_size=4096,
         layers=6,
-        steps=300,
+        steps=240,
         documents=60,
         held_out=20,
         excerpt=5000,
-        factory="IVF1024,PQ64x4fs,Refine(SQ8)",
-        k=256,
+        k=128,
     ),
     # A pretrained model of thirty layers. Its keys are those of the sixth, where a pass can end: a
     # little worse than those of later ones, and five times as many in the same time.
@@ -314,7 +313,7 @@ RECIPES = {
     ),
 }
 
-TINY = {"layers": 2, "width": 64, "vocab_size": 2048, "steps": 40}
+TINY = {"layers": 2, "width": 64, "vocab_size": 2048, "steps": 40, "learned": 24}
 SMALLER = {
     "factbook": TINY | {"documents": 8, "held_out": 6, "excerpt": 4000},
     "korean": TINY | {"documents": 300, "held_out": 30},

@@ -110,6 +110,7 @@ def run_notebooks(
         "GOMP_SPINCOUNT": "10000",
         "TOKENIZERS_PARALLELISM": "false",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning of each kernel
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the others take a second to load
         **environment,
     }
     left = {name: max(1.0, known.get(name, GUESS)) for name in notebooks}  # seconds; 0: ended
@@ -167,7 +168,8 @@ def _start(name, notebook, folder: Path, environment, ended: queue.Queue) -> sub
     own.mkdir()
     path, log = own / f"{name}.ipynb", folder / f"{name}.log"
     nbformat.write(notebook, path)
-    nbmake = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(own)]
+    nbmake = [sys.executable, "-m", "pytest", "-q", "-p", "nbmake.pytest_plugin"]
+    nbmake += ["-p", "no:cacheprovider", "--rootdir", str(own)]
     nbmake += ["--nbmake", "--overwrite", "--nbmake-timeout", "3600", path.name]
     start = time.monotonic()
     with open(log, "wb") as file:
