@@ -37,7 +37,7 @@ test: venv lint  ## run every test: module, command line, each notebook at test 
 	@$(RUN) tools/browser.py
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(JOBS) --ignore=tests/test_pages.py
 	@$(RUN) tools/build_book.py --small --jobs $(JOBS)
-	@$(RUN) -m pytest -q -rs tests/test_pages.py
+	@$(RUN) -m pytest -q -rs -n $(JOBS) --noconftest tests/test_pages.py
 
 lint: venv  ## check style and spelling, and that notebooks carry no outputs
 	@$(RUN) tools/contents.py | tr '\n' '\0' | xargs -0 "$(BIN)/python" -m ruff check -q $(SOURCES)

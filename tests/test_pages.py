@@ -165,7 +165,8 @@ LOOK = """async (theme) => {
 }"""
 
 
-def test_pages_work_in_a_browser(book, address, context):
+@pytest.mark.parametrize("part", [0, 1])  # side by side, with pytest -n 2
+def test_pages_work_in_a_browser(part, book, address, context):
     """No script error, nothing from outside, nothing missing, no formula that failed to set, and no
     page wider than a desktop's or a phone's screen, in the light theme and in the dark one."""
     problems, shown = [], {}
@@ -190,6 +191,7 @@ def test_pages_work_in_a_browser(book, address, context):
 
     names = [name for name in sorted(book) if not name.startswith("_modules/")]
     names.remove("index.html")  # it only leads to the first page
+    names = names[part::2]
     # One visit for all four, and every other page is loaded dark and narrow.
     looks = [("light", 1400), ("dark", 1400), ("dark", 390), ("light", 390)]
     visits = [(name, looks[:: -1 if i % 4 > 1 else 1]) for i, name in enumerate(names)]
