@@ -247,7 +247,7 @@ def _open_model(folder: str | Path) -> LanguageModel:
 
 
 RECIPES = {
-    "factbook": Recipe(excerpt=5000),
+    "factbook": Recipe(excerpt=4000),
     "korean": Recipe(
         corpus="korean",
         held_out=100,
@@ -273,7 +273,7 @@ RECIPES = {
         memory="factbook",
         documents=60,
         held_out=12,
-        excerpt=6000,
+        excerpt=5000,
         vocab_size=4096,
         layers=2,
         steps=160,
