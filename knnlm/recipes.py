@@ -115,7 +115,7 @@ class Recipe:
     width: int = 128
     heads: int = 2
     context: int = 256
-    steps: int = 500
+    steps: int = 450
     batch_size: int = 8
     learning_rate: float = 8e-3
     seed: int = 0
@@ -250,9 +250,9 @@ RECIPES = {
     "factbook": Recipe(excerpt=4000),
     "korean": Recipe(
         corpus="korean",
-        held_out=100,
+        held_out=90,
         alphabet="characters",
-        steps=260,
+        steps=220,
         factory="IVF1024,Flat",
         nprobe=16,
         k=256,
@@ -276,14 +276,16 @@ RECIPES = {
         excerpt=5000,
         vocab_size=4096,
         layers=2,
-        steps=160,
+        steps=140,
+        factory="IVF256,PQ64x4fs,Refine(SQ8)",
+        nprobe=8,
         k=128,
     ),
     # Six layers to compare, and a store that can be built ten times over.
     "compact": Recipe(
         vocab_size=4096,
         layers=6,
-        steps=240,
+        steps=210,
         documents=60,
         held_out=20,
         excerpt=5000,
