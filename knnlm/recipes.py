@@ -285,7 +285,7 @@ RECIPES = {
     "compact": Recipe(
         vocab_size=4096,
         layers=6,
-        steps=210,
+        steps=240,
         documents=60,
         held_out=20,
         excerpt=5000,
