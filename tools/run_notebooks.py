@@ -108,8 +108,6 @@ def run_notebooks(
         **os.environ,
         "OMP_NUM_THREADS": str(threads),  # more of them than cores wait for each other
         "GOMP_SPINCOUNT": "10000",
-        # large pages for large arrays, where the C library can: a graph is built in 0.8 of the time
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning of each kernel
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the others take a second to load
