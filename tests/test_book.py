@@ -319,3 +319,18 @@ def test_who_stops_a_build_leaves_no_process_behind(tmp_path):
     assert process.wait(timeout=60) != 0
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
+
+
+def test_a_full_disk_is_one_sentence(capsys):
+    notebook = nbformat.v4.new_notebook()
+    trace = "Traceback of where\nOSError: [Errno 28] No space left on device"
+    full = Outcome("01_full", notebook, 1.0, "OSError", trace)
+    other = Outcome("02_other", notebook, 1.0, "KeyError", "cell 3: KeyError: 'x'")
+    build_book.show_failures([full])
+    said = capsys.readouterr().err
+    assert "The disk is full. Make room, or set KNNLM_CACHE" in said
+    assert "Traceback" not in said
+    build_book.show_failures([other])
+    said = capsys.readouterr().err
+    assert "KeyError: 'x'" in said
+    assert "disk" not in said
