@@ -54,8 +54,8 @@ class Muon(torch.optim.AdamW):
         reading, writing, *_ = self.param_groups
         units = [self._momentum(w).T for w in reading["params"]]
         units += [self._momentum(w) for w in writing["params"]]
-        units_of = torch.cat(units).to(self.dtype).view(-1, *self.head)
-        steps = self.orthogonal(units_of).view(-1, self.head[1])
+        heads = torch.cat(units).to(self.dtype).view(-1, *self.head)
+        steps = self.orthogonal(heads).view(-1, self.head[1])
         steps = iter(steps.split([len(u) for u in units]))
         for weight in reading["params"]:
             weight.sub_(next(steps).T, alpha=reading["lr"])

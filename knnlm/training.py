@@ -130,8 +130,9 @@ class _Watch(TrainerCallback):
             tokens = torch.from_numpy(tokens)[None].to(model.device)
             given = window.stop - window.first
             logits = model(tokens[:, :-1], logits_to_keep=given).logits
-            log_probs = logits[0].float().log_softmax(dim=1)
-            total -= log_probs.gather(1, tokens[0, -given:, None]).sum().item()
+            total += torch.nn.functional.cross_entropy(
+                logits[0].float(), tokens[0, -given:], reduction="sum"
+            ).item()
             count += given
         model.train()
         return total / count

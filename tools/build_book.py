@@ -261,15 +261,14 @@ def cache_is_empty() -> bool:
 
 def show_failures(failed: list) -> None:
     colors = re.compile("\x1b\\[[0-9;]*m")
-    full = [outcome for outcome in failed if "No space left on device" in outcome.problem]
-    for outcome in failed:
-        if outcome in full:  # where in the code it noticed helps nobody
-            continue
+    # Where in the code a full disk was noticed helps nobody.
+    shown = [outcome for outcome in failed if "No space left on device" not in outcome.problem]
+    for outcome in shown:
         problem = outcome.problem if sys.stderr.isatty() else colors.sub("", outcome.problem)
         print(f"\n=== {outcome.name}, {problem}", file=sys.stderr)
     names = ", ".join(outcome.name for outcome in failed)
     print(f"\nFailed: {names}. What ran is kept; the next run goes on from there.", file=sys.stderr)
-    if full:
+    if len(shown) < len(failed):
         from knnlm.files import cache_folder
 
         print(
