@@ -117,6 +117,12 @@ class _Watch(TrainerCallback):
     def on_log(self, args, state, control, **kwargs):
         state.log_history[-1]["seconds"] = time.perf_counter() - self.began
 
+    def on_save(self, args, state, control, **kwargs):
+        """Keep the last checkpoint alone; the Trainer would doubt the clock where steps are quick."""
+        for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
+            if checkpoint.name != f"checkpoint-{state.global_step}":
+                shutil.rmtree(checkpoint)
+
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
 
@@ -313,7 +319,6 @@ def train_language_model(
             seed=seed,
             logging_steps=max(1, steps // 80),
             save_steps=max(1, steps // 8),
-            save_total_limit=1,
             include_num_input_tokens_seen="all",
             dataloader_pin_memory=device.type == "cuda",
             disable_tqdm=True,
