@@ -318,7 +318,7 @@ RECIPES = {
 TINY = {"layers": 2, "width": 64, "vocab_size": 2048, "steps": 40, "learned": 24}
 SMALLER = {
     "factbook": TINY | {"documents": 8, "held_out": 6, "excerpt": 4000},
-    "korean": TINY | {"documents": 300, "held_out": 30},
+    "korean": TINY | {"documents": 120, "held_out": 20},
     "speeches": TINY | {"documents": 24, "held_out": 4, "excerpt": 2000},
     "compact": TINY | {"layers": 4, "documents": 12, "held_out": 6, "excerpt": 4000},
     "smollm2": {"documents": 1, "held_out": 4, "excerpt": 600},

@@ -118,7 +118,7 @@ class _Watch(TrainerCallback):
         state.log_history[-1]["seconds"] = time.perf_counter() - self.began
 
     def on_save(self, args, state, control, **kwargs):
-        """Keep the last checkpoint alone; the Trainer would doubt the clock where steps are quick."""
+        """Keep the last checkpoint alone; the Trainer itself would warn where steps are quick."""
         for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
             if checkpoint.name != f"checkpoint-{state.global_step}":
                 shutil.rmtree(checkpoint)
