@@ -25,7 +25,7 @@ from knnlm.training import train_language_model
 # With KNNLM_SMALL=1 each chapter does all that it does with less text: to see in minutes that
 # everything runs. Its numbers are then not those of the book.
 SMALL = os.environ.get("KNNLM_SMALL", "") not in ("", "0")
-VALIDATION_EXCERPT = 8000  # characters of each held-out document, to follow a training by
+VALIDATION_EXCERPT = 4000  # characters of each held-out document, to follow a training by
 _used: set[str] = set()  # folders of the cache that this process asked for
 
 

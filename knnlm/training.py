@@ -32,7 +32,7 @@ from knnlm.text import Split
 from knnlm.tokens import TokenStream, sliding_windows, train_tokenizer
 
 VALIDATIONS = 6  # looks at the validation text while training …
-VALIDATION_WINDOWS = 24  # … at so many windows each: about a second
+VALIDATION_WINDOWS = 16  # … at so many windows each: a fraction of a second
 CURVE = {  # names in training.json, and in the Trainer's log
     "step": "step",
     "tokens": "num_input_tokens_seen",
