@@ -240,6 +240,16 @@ def test_what_begins_from_one_recipe_is_one_row():
     assert run_notebooks.rows_of(given) == [["a", "c"], ["b"], ["d"]]
 
 
+def test_the_first_from_a_recipe_runs_before_the_others_and_the_longest_first():
+    rows, left = [["a", "b", "d"], ["c"]], {"a": 1, "b": 2, "c": 4, "d": 9}
+    begun = []
+    while name := run_notebooks.next_of(rows, left, running=[]):
+        begun.append(name)
+        left[name] = 0
+    assert begun == ["a", "d", "c", "b"]
+    assert run_notebooks.next_of(rows, {"a": 1, "b": 2, "c": 4, "d": 9}, ["a", "c"]) is None
+
+
 SOLVED = """\
 Text with `code`.
 

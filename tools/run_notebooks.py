@@ -1,7 +1,7 @@
 """Run notebooks, some at a time, each by nbmake and from an empty folder of its own.
 
-Notebooks that begin from one recipe share what it makes, so they run one after another, in the
-order of the contents; of several such rows, the one that will take longest goes first.
+Notebooks that begin from one recipe share what it makes first, a model above all. So the first of
+them in the contents runs before the others; of what may run, what has most to come goes first.
 """
 
 from __future__ import annotations
@@ -66,6 +66,19 @@ def rows_of(notebooks: Mapping[str, nbformat.NotebookNode]) -> list[list[str]]:
     return list(rows.values())
 
 
+def next_of(rows: list[list[str]], left: Mapping[str, float], running: Iterable[str]) -> str | None:
+    """The notebook to begin with now: of those that may run, the one with most to come after it.
+
+    ``left`` has the seconds of each; 0 where it has ended.
+    """
+    to_come = {}
+    for first, *others in rows:
+        to_come[first] = left[first] and left[first] + sum(map(left.get, others))
+        to_come |= {name: left[name] for name in others if not left[first]}
+    ready = [name for name in to_come if to_come[name] and name not in running]
+    return max(ready, key=to_come.get, default=None)
+
+
 def clock(seconds: float) -> str:
     """Minutes and seconds.
 
@@ -103,7 +116,7 @@ def run_notebooks(
         Whether the code of the solutions runs behind each notebook's own.
     """
     rows = rows_of(notebooks)
-    threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(rows))))
+    threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(notebooks))))
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),  # more of them than cores wait for each other
@@ -122,22 +135,16 @@ def run_notebooks(
         now = time.monotonic()
         for other, (_, start, expected) in running.items():
             left[other] = max(5.0, expected - (now - start))
-        by_row = [sum(left[name] for name in row) for row in rows]
-        to_go = max(max(by_row), sum(by_row) / jobs)
+        longest = max(left[row[0]] + max(map(left.get, row[1:]), default=0) for row in rows)
+        to_go = max(longest, sum(left.values()) / jobs)
         more = f", about {clock(to_go)} to go" if to_go else ""
         print(f"{clock(now - began):>6}  {name:{width}}  {what}{more}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="knnlm-", ignore_cleanup_errors=True) as folder:
         try:
             while len(outcomes) < len(notebooks):
-                ready = [
-                    row
-                    for row in rows
-                    if not set(row) & set(running) and any(left[name] for name in row)
-                ]
-                if ready and len(running) < jobs:
-                    row = max(ready, key=lambda row: sum(left[name] for name in row))
-                    name = next(name for name in row if left[name])
+                name = next_of(rows, left, running) if len(running) < jobs else None
+                if name:
                     notebook = with_solutions(notebooks[name]) if solutions else notebooks[name]
                     process = _start(name, notebook, Path(folder), environment, ended)
                     running[name] = (process, time.monotonic(), left[name])
