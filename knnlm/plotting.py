@@ -112,7 +112,9 @@ def index_comparison(table: pd.DataFrame) -> Figure:
         xlabel="speed, exact search = 1 (log scale)",
         ylabel="perplexity, lower is better",
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.minorticks_off()
     axes.margins(x=0.15, y=0.15)
     figure.legend(fontsize=10, ncols=2, loc="outside lower center")
     return figure

@@ -121,3 +121,12 @@ def test_no_name_of_the_frontier_covers_another_or_a_point():
     assert not any(box.contains(*point) for box in boxes for point in points)
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
     drawn(figure)
+
+
+def test_speeds_are_labeled_as_plain_numbers_where_they_span_less_than_a_decade():
+    table = pd.DataFrame({"speed": [1, 1.5, 5.7], "perplexity": [16.9, 16.8, 17.3]}, index=[*"abc"])
+    figure = plotting.index_comparison(table)
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels(which="both")]
+    assert {"1", "2", "5"} <= set(labels)
+    assert all(float(label) > 0 for label in labels if label)
