@@ -4,6 +4,7 @@ Text → tokens → windows → (key, value, log p) → datastore → index → 
 perplexity, cases, generated text. Each arrow is one file; :data:`FILES` has them in this order.
 """
 
+import gc
 import importlib
 
 __version__ = "0.1.0"
@@ -42,10 +43,21 @@ __all__ = sorted(_FILE_OF)
 def __getattr__(name: str):
     """Import a file when one of its names is first used: ``import knnlm`` itself is instant."""
     if name in FILES:
-        return importlib.import_module(f"knnlm.{name}")
+        return _import(name)
     if name in _FILE_OF:
-        return getattr(importlib.import_module(f"knnlm.{_FILE_OF[name]}"), name)
+        return getattr(_import(_FILE_OF[name]), name)
     raise AttributeError(f"module 'knnlm' has no attribute {name!r}")
+
+
+def _import(file: str):
+    """Import a file, and do not look for garbage meanwhile: a fifth of the time, and none there."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(f"knnlm.{file}")
+    finally:
+        if collects:
+            gc.enable()
 
 
 def __dir__() -> list[str]:
