@@ -131,8 +131,14 @@ def fetch(names: Iterable[str], folder: Path) -> dict[str, dict[str, str]]:
                 f"Check the connection and apt's sources. {ALTERNATIVES}"
             )
         version = _run("dpkg-deb", "--field", str(file), "Version", cwd=folder).stdout.strip()
-        if _run("dpkg-deb", "--extract", str(file), str(folder / name), cwd=folder).returncode:
-            raise InputError(f"The Debian package {name} cannot be unpacked. {ALTERNATIVES}")
+        done = _run("dpkg-deb", "--extract", str(file), str(folder / name), cwd=folder)
+        if done.returncode:
+            said = done.stderr.splitlines()
+            full = [line for line in said if "No space left" in line]  # not the first that it says
+            reason = (full or said or ["dpkg-deb does not say why"])[0]
+            raise InputError(
+                f"The Debian package {name} cannot be unpacked: {reason}. {ALTERNATIVES}"
+            )
         packages[name] = {"version": version, "sha256": _sha256(file)}
         file.unlink()
     return packages

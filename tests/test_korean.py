@@ -160,3 +160,8 @@ def test_a_package_is_fetched_with_its_version_and_unpacked(tmp_path, monkeypatc
     assert (folder / "words" / "usr" / "word").read_text() == "낱말"
     assert [c[-1] for c in calls if c[0] == "apt-get"] == ["words", "update", "words"]
     assert not list(folder.glob("*.deb"))
+
+    shutil.rmtree(folder / "words")
+    (folder / "words").write_text("in the way")
+    with pytest.raises(InputError, match=r"words cannot be unpacked: .*Not a directory\. Or use"):
+        korean.fetch(["words"], folder)
