@@ -15,7 +15,7 @@ from knnlm.errors import InputError
 from knnlm.files import FORMAT, create_array, read_record, refuse_differences, write_json
 from knnlm.index import Index, Neighbors
 from knnlm.language_model import LanguageModel, Reading
-from knnlm.mixture import interpolate, knn_log_prob
+from knnlm.mixture import interpolate, knn_log_prob_grid
 from knnlm.progress import progress
 from knnlm.tokens import document_of
 
@@ -309,13 +309,20 @@ class Retrieval:
             is_target = (found == self.targets[rows, None]) & (ids[rows] >= 0)
             yield rows, distances[rows], is_target
 
-    def knn_log_prob(self, temperature=1.0, k=None) -> np.ndarray:
-        """Return log p_kNN of each target, shaped as :func:`knnlm.mixture.knn_log_prob` says."""
+    def knn_log_prob(
+        self, temperature: float | Sequence[float] = 1.0, k: int | Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Return log p_kNN of each target, ``(n,) float64``; with all neighbors where k is None.
+
+        Where several temperatures or several k are given, there is a dimension for them before it.
+        """
+        temperatures, ks = np.atleast_1d(temperature), np.atleast_1d(self.k if k is None else k)
         parts = [
-            knn_log_prob(distances, is_target, temperature, self.k if k is None else k)
+            knn_log_prob_grid(distances, is_target, temperatures, ks)
             for _, distances, is_target in self._chunks()
         ]
-        return np.concatenate(parts, axis=-1)
+        of_ks = np.concatenate(parts, axis=-1)[slice(None) if np.ndim(temperature) else 0]
+        return of_ks if np.ndim(k) else of_ks[..., 0, :]
 
     def log_prob(self, setting: Setting | None = None, **parameters) -> np.ndarray:
         """Return the mixture's log-probability of each target, ``(n,) float64``.
@@ -356,7 +363,7 @@ class Retrieval:
         totals = np.zeros((len(k), len(lam), len(temperature)))
         with progress(description="sweep", unit="tokens", total=len(self)) as bar:
             for rows, distances, is_target in self._chunks():
-                knn = knn_log_prob(distances, is_target, temperature, k)
+                knn = knn_log_prob_grid(distances, is_target, temperature, k)
                 lm = self.lm_log_prob[rows].astype(np.float64)
                 for j, share in enumerate(lam.tolist()):
                     totals[:, j] += interpolate(lm, knn, share).sum(axis=-1).T

@@ -1,9 +1,9 @@
 """The two equations of kNN-LM (Khandelwal et al. 2020, eq. 2 and 3). NumPy in, NumPy out.
 
-Throughout, ``distances`` is ``(n, k)``: for each of n queries the distances of its neighbors,
-nearest first; ``neighbor_tokens`` is ``(n, k)``: the token that followed each neighbor's context.
-A place with no neighbor (id −1 in FAISS) has distance ``inf``, and so a share of zero. Where a
-query has no neighbor at all, p_kNN does not exist: it is ``nan``, and the mixture is p_LM alone.
+Throughout, ``distances`` is ``(n, k)``: for each of n queries the distances of its neighbors;
+``is_target`` is ``(n, k)``: whether the token that followed a neighbor is the one to predict. A
+place with no neighbor (id −1 in FAISS) has distance ``inf``, and so a share of zero. Where a query
+has no neighbor at all, p_kNN does not exist: it is ``nan``, and the mixture is p_LM alone.
 """
 
 from collections.abc import Sequence
@@ -11,103 +11,26 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}. It divides distances: choose one above 0.")
+def knn_log_prob(
+    distances: np.ndarray, is_target: np.ndarray, temperature: float = 1.0
+) -> np.ndarray:
+    """Return log p_kNN of the tokens to predict, ``(n,) float64`` (eq. 2).
 
+    A softmax of −distance / temperature over a query's neighbors, added up over those that are
+    followed by the target. In logarithms, so that nothing underflows. It is ``-inf`` where no
+    neighbor has the target.
 
-def neighbor_shares(distances: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Return each neighbor's share of p_kNN, ``(n, k)``: softmax of −distance / temperature.
-
-    >>> neighbor_shares(np.array([[0.0, 0.0, np.inf]])).tolist()
-    [[0.5, 0.5, 0.0]]
+    >>> distances, is_target = np.array([[0.0, 0.0, 9.0]]), np.array([[True, False, False]])
+    >>> np.exp(knn_log_prob(distances, is_target, temperature=2)).round(3).tolist()
+    [0.497]
     """
     _check_temperature(temperature)
-    distances = np.asarray(distances)
-    with np.errstate(invalid="ignore"):  # inf - inf: no neighbor at all
-        weights = np.exp((distances.min(axis=1, keepdims=True) - distances) / temperature)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def knn_distribution(
-    distances: np.ndarray,
-    neighbor_tokens: np.ndarray,
-    vocab_size: int,
-    temperature: float = 1.0,
-) -> np.ndarray:
-    """Return p_kNN over the whole vocabulary, ``(n, vocab_size)`` (eq. 2).
-
-    >>> knn_distribution(np.array([[0.0, 0.0, 0.0]]), np.array([[2, 0, 2]]), 3).round(3).tolist()
-    [[0.333, 0.0, 0.667]]
-    """
-    n = len(distances)
-    cells = np.arange(n)[:, None] * vocab_size + np.where(np.isinf(distances), 0, neighbor_tokens)
-    shares = neighbor_shares(distances, temperature)
-    counts = np.bincount(cells.ravel(), weights=shares.ravel(), minlength=n * vocab_size)
-    p = counts.reshape(n, vocab_size)
-    p[np.isnan(shares[:, 0])] = np.nan
-    return p
-
-
-def knn_log_prob(
-    distances: np.ndarray,
-    is_target: np.ndarray,
-    temperature: float | Sequence[float] = 1.0,
-    k: int | Sequence[int] | None = None,
-) -> np.ndarray:
-    """Return log p_kNN of the target tokens alone: what perplexity needs, without the vocabulary.
-
-    It is the log-sum-exp over the neighbors that are followed by the target, minus the log-sum-exp
-    over all neighbors. Several temperatures and several k cost little more than one.
-
-    Parameters
-    ----------
-    distances
-        ``(n, k)``, nearest first.
-    is_target
-        ``(n, k) bool``: whether a neighbor's token is the target.
-    temperature
-        T > 0, in units of the distance; or several.
-    k
-        Use only the nearest k; all by default; or several.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n,) float64``, with a dimension for temperatures and one for ks before it where several
-        are given. ``-inf`` where no neighbor has the target, ``nan`` where there is no neighbor.
-    """
-    n, width = distances.shape
-    ks = np.atleast_1d(width if k is None else k)
-    temperatures = np.atleast_1d(temperature)
-    if not 1 <= ks.min() <= ks.max() <= width:
-        raise ValueError(
-            f"k is {ks.tolist()}, but there are {width} neighbors. Choose from 1 to {width}."
-        )
-    ends = np.unique(ks)  # the sums for each k are made of the segments that end at or before it
-    segments = [slice(lo, hi) for lo, hi in zip([0, *ends[:-1]], ends, strict=True)]
-
-    # The target's neighbors are shifted by the nearest of their own, so that nothing underflows.
-    row, place = np.nonzero(is_target[:, : ends[-1]] & np.isfinite(distances[:, : ends[-1]]))
-    nearest = np.full(n, np.inf, dtype=distances.dtype)
-    nearest[row[::-1]] = distances[row[::-1], place[::-1]]
-    farther = nearest[row] - distances[row, place]
-    cell = row * len(ends) + np.searchsorted(ends, place, side="right")
-
-    result = np.empty((len(temperatures), len(ks), n))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        farther_than_first = distances[:, :1] - distances[:, : ends[-1]]
-        for i, t in enumerate(temperatures.tolist()):
-            _check_temperature(t)
-            weights = np.exp(farther_than_first / t)
-            total = np.stack([weights[:, segment].sum(axis=1) for segment in segments], axis=1)
-            target = np.bincount(cell, np.exp(farther / t), n * len(ends)).reshape(n, -1)
-            log_prob = np.log(target.cumsum(axis=1)) - np.log(total.cumsum(axis=1))
-            log_prob += np.where(np.isinf(nearest), 0, (distances[:, 0] - nearest) / t)[:, None]
-            result[i] = np.minimum(log_prob, 0).T[np.searchsorted(ends, ks)]
-    result[..., np.isinf(distances[:, 0])] = np.nan
-    squeezed = result if np.ndim(k) else result[:, 0]
-    return squeezed if np.ndim(temperature) else squeezed[0]
+    nearest = distances.min(axis=1, keepdims=True)  # (n, 1)
+    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf: no neighbor at all
+        score = np.subtract(nearest, distances, dtype=np.float64) / temperature  # (n, k), up to 0
+        of_target = np.where(is_target, score, -np.inf)  # (n, k)
+        total = np.logaddexp.reduce(score, axis=1)  # (n,)
+        return np.logaddexp.reduce(of_target, axis=1) - total  # (n,)
 
 
 def interpolate(
@@ -126,3 +49,98 @@ def interpolate(
     with np.errstate(divide="ignore", invalid="ignore"):
         mixed = np.logaddexp(np.log1p(-lam) + lm_log_prob, np.log(lam) + knn_log_prob)
     return np.where(np.isnan(knn_log_prob), lm_log_prob, mixed)
+
+
+def neighbor_shares(distances: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return each neighbor's share of p_kNN, ``(n, k)``: softmax of −distance / temperature.
+
+    >>> neighbor_shares(np.array([[0.0, 0.0, np.inf]])).tolist()
+    [[0.5, 0.5, 0.0]]
+    """
+    _check_temperature(temperature)
+    distances = np.asarray(distances)
+    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf: no neighbor at all
+        weights = np.exp((distances.min(axis=1, keepdims=True) - distances) / temperature)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def knn_distribution(
+    distances: np.ndarray,
+    neighbor_tokens: np.ndarray,
+    vocab_size: int,
+    temperature: float = 1.0,
+) -> np.ndarray:
+    """Return p_kNN over the whole vocabulary, ``(n, vocab_size)`` (eq. 2).
+
+    ``neighbor_tokens`` is ``(n, k)``: the token that followed each neighbor's context.
+
+    >>> knn_distribution(np.array([[0.0, 0.0, 0.0]]), np.array([[2, 0, 2]]), 3).round(3).tolist()
+    [[0.333, 0.0, 0.667]]
+    """
+    n = len(distances)
+    cells = np.arange(n)[:, None] * vocab_size + np.where(np.isinf(distances), 0, neighbor_tokens)
+    shares = neighbor_shares(distances, temperature)
+    counts = np.bincount(cells.ravel(), weights=shares.ravel(), minlength=n * vocab_size)
+    p = counts.reshape(n, vocab_size)
+    p[np.isnan(shares[:, 0])] = np.nan
+    return p
+
+
+def knn_log_prob_grid(
+    distances: np.ndarray,
+    is_target: np.ndarray,
+    temperatures: Sequence[float],
+    ks: Sequence[int],
+) -> np.ndarray:
+    """Return what :func:`knn_log_prob` does for every temperature and k, at the price of about one.
+
+    Parameters
+    ----------
+    distances
+        ``(n, k)``, nearest first.
+    is_target
+        ``(n, k) bool``.
+    temperatures
+        Each above 0, in units of the distance.
+    ks
+        For each, only the nearest so many count.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(temperatures, ks, n) float64``.
+    """
+    n, width = distances.shape
+    ks = np.asarray(ks)
+    if not 1 <= ks.min() <= ks.max() <= width:
+        raise ValueError(
+            f"k is {ks.tolist()}, but there are {width} neighbors. Choose from 1 to {width}."
+        )
+    ends = np.unique(ks)  # the sums for each k are made of the segments that end at or before it
+    segments = [slice(lo, hi) for lo, hi in zip([0, *ends[:-1]], ends, strict=True)]
+
+    # The target's neighbors are shifted by the nearest of their own, so that nothing underflows.
+    row, place = np.nonzero(is_target[:, : ends[-1]] & np.isfinite(distances[:, : ends[-1]]))
+    nearest = np.full(n, np.inf, dtype=distances.dtype)
+    nearest[row[::-1]] = distances[row[::-1], place[::-1]]
+    farther = nearest[row] - distances[row, place]
+    cell = row * len(ends) + np.searchsorted(ends, place, side="right")
+
+    result = np.empty((len(temperatures), len(ks), n))
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        farther_than_first = distances[:, :1] - distances[:, : ends[-1]]
+        for i, t in enumerate(np.asarray(temperatures).tolist()):
+            _check_temperature(t)
+            weights = np.exp(farther_than_first / t)
+            total = np.stack([weights[:, segment].sum(axis=1) for segment in segments], axis=1)
+            target = np.bincount(cell, np.exp(farther / t), n * len(ends)).reshape(n, -1)
+            log_prob = np.log(target.cumsum(axis=1)) - np.log(total.cumsum(axis=1))
+            log_prob += np.where(np.isinf(nearest), 0, (distances[:, 0] - nearest) / t)[:, None]
+            result[i] = np.minimum(log_prob, 0).T[np.searchsorted(ends, ks)]
+    result[..., np.isinf(distances[:, 0])] = np.nan
+    return result
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}. It divides distances: choose one above 0.")

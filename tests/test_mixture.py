@@ -8,7 +8,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from knnlm.mixture import interpolate, knn_distribution, knn_log_prob, neighbor_shares
+from knnlm.mixture import (
+    interpolate,
+    knn_distribution,
+    knn_log_prob,
+    knn_log_prob_grid,
+    neighbor_shares,
+)
 
 VOCAB = 5
 TEMPERATURES = st.sampled_from([1e-6, 1e-3, 0.1, 1.0, 10.0, 1e4])
@@ -68,14 +74,25 @@ def test_several_temperatures_and_ks_are_each_computed_alone(found, temperatures
     width = distances.shape[1]
     ks = data.draw(st.lists(st.integers(1, width), min_size=1, max_size=4))
     is_target = tokens == 2
-    table = knn_log_prob(distances, is_target, temperatures, ks)
+    table = knn_log_prob_grid(distances, is_target, temperatures, ks)
     assert table.shape == (len(temperatures), len(ks), len(distances))
-    assert knn_log_prob(distances, is_target, temperatures[0], ks).shape == table.shape[1:]
-    assert knn_log_prob(distances, is_target, temperatures, ks[0]).shape == table.shape[::2]
     for i, temperature in enumerate(temperatures):
         for j, k in enumerate(ks):
             alone = knn_log_prob(distances[:, :k], is_target[:, :k], temperature)
             np.testing.assert_allclose(table[i, j], alone, rtol=1e-5, atol=1e-6)
+
+
+@given(neighbors(), TEMPERATURES, st.randoms(use_true_random=False))
+def test_neighbors_may_come_in_any_order(found, temperature, random):
+    """Also with a hole in the first place: whoever leaves neighbors out need not sort again."""
+    distances, tokens = found
+    order = random.sample(range(distances.shape[1]), distances.shape[1])
+    np.testing.assert_allclose(
+        knn_log_prob(distances[:, order], tokens[:, order] == 2, temperature),
+        knn_log_prob(distances, tokens == 2, temperature),
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 @given(neighbors(), TEMPERATURES, st.integers(1, 5))
@@ -188,7 +205,9 @@ def test_a_temperature_that_is_not_above_zero_is_refused(temperature):
     with pytest.raises(ValueError, match="above 0"):
         knn_distribution(distances, np.zeros((1, 2), dtype=int), VOCAB, temperature)
     with pytest.raises(ValueError, match="above 0"):
-        knn_log_prob(distances, is_target, [1.0, temperature])
+        knn_log_prob(distances, is_target, temperature)
+    with pytest.raises(ValueError, match="above 0"):
+        knn_log_prob_grid(distances, is_target, [1.0, temperature], [2])
 
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1, math.nan])
@@ -197,10 +216,22 @@ def test_a_lambda_outside_zero_to_one_is_refused(lam):
         interpolate(np.zeros(1), np.zeros(1), lam)
 
 
-@pytest.mark.parametrize("k", [0, 3, [1, 3]])
-def test_a_k_that_was_not_retrieved_is_refused(k):
+@pytest.mark.parametrize("ks", [[0], [3], [1, 3]])
+def test_a_k_that_was_not_retrieved_is_refused(ks):
     with pytest.raises(ValueError, match="from 1 to 2"):
-        knn_log_prob(np.zeros((1, 2)), np.ones((1, 2), dtype=bool), 1.0, k)
+        knn_log_prob_grid(np.zeros((1, 2)), np.ones((1, 2), dtype=bool), [1.0], ks)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("temperature", "share"), [(1e-38, 0), (1e30, 2 / 3)])
+def test_at_an_extreme_temperature_nothing_is_complained_of(temperature, share):
+    distances, tokens = np.float32([[1, 4, 9], [2, 2, np.inf]]), np.array([[0, 1, 1], [1, 0, -1]])
+    for p in (
+        np.exp(knn_log_prob(distances, tokens == 1, temperature)),
+        np.exp(knn_log_prob_grid(distances, tokens == 1, [temperature], [3])[0, 0]),
+        knn_distribution(distances, tokens, VOCAB, temperature)[:, 1],
+    ):
+        np.testing.assert_allclose(p, [share, 1 / 2], atol=1e-6)
 
 
 def test_a_share_for_each_token_is_the_mixture_of_each_alone():
