@@ -217,3 +217,25 @@ def test_pages_work_in_a_browser(part, book, address, context):
             if seen != {"theme": theme, "overflow": 0, "mathErrors": 0, "unset": 0}:
                 problems.append(f"{name}, {theme}, at {width} pixels: {seen}")
     assert not problems, "\n".join(problems)
+
+
+CUT_OFF = """() => [...document.querySelectorAll(".bd-article *")].filter(element => {
+    const page = document.documentElement.clientWidth, box = element.getBoundingClientRect();
+    const cut = element.scrollWidth > element.clientWidth + 1 && element.clientWidth
+        && getComputedStyle(element).overflowX !== "visible";
+    return cut || (box.width && box.right > page + 1);
+}).map(element => `${element.tagName}.${element.className}`)"""
+
+
+def test_on_paper_nothing_is_cut_off_and_no_solution_shown(book, address, context):
+    tab = context.new_page()
+    tab.set_viewport_size({"width": 700, "height": 1000})  # A4 between its margins
+    tab.emulate_media(media="print")
+    problems = []
+    for name in sorted(book):
+        if name.startswith(("notebooks/", "book/")):
+            tab.goto(address + name, wait_until="load")
+            problems += [f"{name}: {element}" for element in tab.evaluate(CUT_OFF)]
+            if any(solution.is_visible() for solution in tab.query_selector_all(".solution")):
+                problems.append(f"{name}: a solution")
+    assert not problems, "\n".join(problems)
