@@ -1,6 +1,7 @@
 """The book's figures, in one style: each takes what the module returns and answers one question."""
 
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +37,7 @@ def _register_hangul() -> None:
 
 
 def use_style() -> None:
-    """Set the book's look for all figures that follow; in a notebook, draw them as SVG."""
+    """Set the book's look for all figures and tables that follow; in a notebook, draw as SVG."""
     _register_hangul()
     plt.rcParams.update(
         {
@@ -59,12 +60,18 @@ def use_style() -> None:
             "svg.hashsalt": "knnlm",
         }
     )
-    try:
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
         set_matplotlib_formats("svg", metadata={"Date": None})
-    except ImportError:
-        pass
+        shell.display_formatter.formatters["text/html"].for_type(pd.DataFrame, table_html)
+
+
+def table_html(table: pd.DataFrame) -> str:
+    """Return a table for a page: its index's name in the corner, not in a row of its own."""
+    if table.index.nlevels == table.columns.nlevels == 1 and table.columns.name is None:
+        table = table.rename_axis(index=None, columns=table.index.name)
+    return table._repr_html_()
 
 
 def loss_curve(curve: Sequence[dict]) -> Figure:

@@ -2,10 +2,14 @@
 
 import io
 import warnings
+from types import SimpleNamespace
 
+import IPython
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
+from IPython.core.formatters import DisplayFormatter
 from matplotlib import font_manager, pyplot
 
 from knnlm import plotting
@@ -130,3 +134,20 @@ def test_speeds_are_labeled_as_plain_numbers_where_they_span_less_than_a_decade(
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels(which="both")]
     assert {"1", "2", "5"} <= set(labels)
     assert all(float(label) > 0 for label in labels if label)
+
+
+def test_the_name_of_an_index_stands_in_the_corner_of_its_table(monkeypatch):
+    def header(table) -> list[list[str]]:
+        html = BeautifulSoup(formatter(table), "html.parser")
+        return [[cell.get_text() for cell in row.find_all("th")] for row in html.select("thead tr")]
+
+    shell = SimpleNamespace(display_formatter=DisplayFormatter())
+    formatter = shell.display_formatter.formatters["text/html"]
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    plotting.use_style()
+    table = pd.DataFrame({"k": [1, 1, 2], "T": [5, 7, 5], "perplexity": [10.5, 10.25, 9.5]})
+    assert header(table) == [["", "k", "T", "perplexity"]]
+    assert header(table.set_index("k")) == [["k", "T", "perplexity"]]
+    assert formatter(table.set_index("k")).count("10.25") == 1
+    two = table.set_index(["T", "k"])["perplexity"].unstack("k")  # names its columns too
+    assert header(two) == [["k", "1", "2"], ["T", "", ""]]
