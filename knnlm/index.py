@@ -390,19 +390,19 @@ class Index:
                 "distances of keys as they are. Search without it."
             )
         lists = self.lists_to_visit(nprobe)
-        graphs = []
+        before = []
         for part in _parts(self.faiss_index):
             if hasattr(part, "nprobe"):
+                before.append((part, "nprobe", part.nprobe))
                 part.nprobe = lists
-            if hasattr(part, "hnsw"):
-                graphs.append((part.hnsw, part.hnsw.efSearch))
-        for graph, remembered in graphs:  # it gives no more than it remembers: lists, or keys
-            graph.efSearch = max(remembered, lists or k)
+            if hasattr(part, "hnsw"):  # it gives no more than it remembers: lists, or keys
+                before.append((part.hnsw, "efSearch", part.hnsw.efSearch))
+                part.hnsw.efSearch = max(part.hnsw.efSearch, lists or k)
         try:
             distances, ids = self.faiss_index.search(queries, k)
         finally:
-            for graph, remembered in graphs:
-                graph.efSearch = remembered
+            for part, name, value in before:
+                setattr(part, name, value)
         if exact:
             distances, ids = self._rerank(queries, ids)
         elif self.metric == Metric.INNER_PRODUCT:

@@ -159,6 +159,14 @@ def test_more_lists_find_more(store, queries, tmp_path):
     assert recall() == recall(nprobe=1)  # and only for that search
 
 
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "HNSW16", "IVF64_HNSW16,Flat", "PCA8,IVF16,PQ4"])
+def test_a_search_leaves_the_index_as_it_was(store, queries, tmp_path, factory):
+    index = Index.build(store, factory, nprobe=4, path=tmp_path / "index")
+    before = faiss.serialize_index(index.faiss_index)
+    index.search(queries, 300, nprobe=8)
+    assert np.array_equal(faiss.serialize_index(index.faiss_index), before)
+
+
 @pytest.mark.parametrize("factory", ["HNSW16", "IVF64_HNSW16,Flat"])
 def test_a_graph_finds_as_many_as_are_asked_for(store, queries, tmp_path, factory):
     """FAISS looks at 16 nodes of a graph by default, and gives −1 for the rest."""
