@@ -76,6 +76,18 @@ def _reason(error: RuntimeError) -> str:
     return str(error).splitlines()[0].split(": ")[-1].rstrip(".")
 
 
+def _read(file: Path, flags: int = 0) -> faiss.Index:
+    """Return FAISS's index in a file; raise InputError where its bytes are none."""
+    with open(file, "rb"):
+        pass  # where it may not be read, Python says so
+    try:
+        return faiss.read_index(str(file), flags)
+    except RuntimeError as error:
+        raise InputError(
+            f"{file} is damaged: {_reason(error)}. Delete {file.parent} and build the index again."
+        ) from error
+
+
 def _check_nprobe(nprobe: int) -> None:
     if nprobe < 1:
         raise InputError(f"nprobe is {nprobe}. At least one list must be visited: give 1 or more.")
@@ -234,7 +246,7 @@ class Index:
         record, keys, n = self.record, self.datastore.keys, len(self)
         begun = time.perf_counter()
         if 0 <= record["rows_done"] < n:
-            self.faiss_index = faiss.read_index(str(self.path / "index.faiss"))
+            self.faiss_index = _read(self.path / "index.faiss")
             record["rows_done"] = self.faiss_index.ntotal  # a kill may have come before the json
         else:
             self._train(keys, rows)
@@ -333,9 +345,7 @@ class Index:
                 f"{size:,} of {record['bytes']:,} bytes. "
                 "Run the same build again: it goes on from there."
             )
-        return cls(
-            path, record, datastore, faiss.read_index(str(file), faiss.IO_FLAG_MMAP if mmap else 0)
-        )
+        return cls(path, record, datastore, _read(file, faiss.IO_FLAG_MMAP if mmap else 0))
 
     def __len__(self) -> int:
         return self.record.get("rows") or len(self.datastore)

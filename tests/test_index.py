@@ -289,6 +289,21 @@ def test_a_damaged_index_is_found_and_built_again(store, queries, tmp_path):
     )
 
 
+@pytest.mark.parametrize("rows_done", [None, 100])
+def test_what_faiss_cannot_read_is_a_damaged_file(store, tmp_path, rows_done):
+    """Of the right length: a whole index is opened, one that was begun is gone on with."""
+    path = Index.build(store, "IVF16,Flat", path=tmp_path / "index").path
+    file, record = path / "index.faiss", json.loads((path / "index.json").read_text())
+    file.write_bytes(file.read_bytes()[:50].ljust(record["bytes"], b"\xff"))
+    if rows_done:
+        (path / "index.json").write_text(json.dumps(record | {"rows_done": rows_done}))
+    with pytest.raises(InputError, match=r"index\.faiss is damaged: .*build the index again"):
+        Index.build(store, "IVF16,Flat", path=path)
+    if not rows_done:
+        with pytest.raises(InputError, match=r"index\.faiss is damaged"):
+            Index.open(path)
+
+
 def test_a_flipped_bit_is_found_by_inspection(store, tmp_path):
     path = Index.build(store, "IVF16,Flat", path=tmp_path / "index").path
     assert describe(path)["complete"]
