@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from knnlm.errors import InputError
-from knnlm.evaluation import Retrieval, Setting
+from knnlm.evaluation import Setting
 from knnlm.language_model import LanguageModel
 from knnlm.mixture import interpolate, knn_distribution, neighbor_shares
+from knnlm.retrieval import Retrieval
 from knnlm.tokens import TokenStream
 
 SORTS = ("helped", "hurt", "position")

@@ -86,7 +86,7 @@ def _open(model: str, index: Path, device: str, precision: str):
 
 
 def _retrieve(lm, index, text, k: int, nprobe: int | None, exact: bool):
-    from knnlm.evaluation import Retrieval
+    from knnlm.retrieval import Retrieval
 
     retrieval = Retrieval.run(lm, index, text, k, nprobe=nprobe, exact=exact)
     if retrieval.k < k:

@@ -14,11 +14,11 @@ from knnlm.changes import fingerprint
 from knnlm.corpora import Corpus, load_corpus
 from knnlm.datastore import Datastore
 from knnlm.device import choose_device, choose_precision
-from knnlm.evaluation import Retrieval
 from knnlm.files import alone, cache_folder, write_json
 from knnlm.index import Index, Metric
 from knnlm.key_layers import KeyLayer
 from knnlm.language_model import LanguageModel
+from knnlm.retrieval import Retrieval
 from knnlm.text import Document, Split
 from knnlm.training import train_language_model
 

@@ -15,9 +15,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from knnlm.datastore import Datastore
-from knnlm.evaluation import Retrieval
 from knnlm.index import Index
 from knnlm.language_model import LanguageModel
+from knnlm.retrieval import Retrieval
 from knnlm.text import Document, Split
 from knnlm.tokens import train_tokenizer
 

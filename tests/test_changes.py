@@ -13,9 +13,9 @@ from conftest import make_text
 from knnlm import changes, recipes
 from knnlm.corpora import Corpus
 from knnlm.datastore import Datastore
-from knnlm.evaluation import Retrieval
 from knnlm.index import Index
 from knnlm.recipes import Recipe
+from knnlm.retrieval import Retrieval
 from knnlm.text import Document, Split
 
 EVERYTHING = ["model", "datastore", "index", "retrieval"]

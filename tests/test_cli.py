@@ -326,7 +326,7 @@ def test_the_datastores_own_text_is_pointed_out(search):
 
 
 def test_sweep(held_out, tmp_path, monkeypatch):
-    from knnlm.evaluation import Retrieval
+    from knnlm.retrieval import Retrieval
 
     passes = []
     own = Retrieval.run
@@ -467,7 +467,7 @@ def test_stdout_holds_one_json_object_and_quiet_is_quiet(held_out):
 
 
 def test_what_libraries_print_is_no_result(held_out, monkeypatch):
-    from knnlm.evaluation import Retrieval
+    from knnlm.retrieval import Retrieval
 
     own = Retrieval.run
     monkeypatch.setattr(Retrieval, "run", lambda *a, **o: print("noise") or own(*a, **o))

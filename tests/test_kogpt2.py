@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from knnlm.datastore import Datastore
-from knnlm.evaluation import Retrieval
 from knnlm.index import Index
 from knnlm.language_model import LanguageModel
+from knnlm.retrieval import Retrieval
 from knnlm.text import Document, Split
 
 SPECIAL = ["<s>", "</s>", "<usr>", "<pad>", "<sys>", "<unk>", "<mask>"]
