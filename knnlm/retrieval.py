@@ -230,8 +230,8 @@ class Retrieval:
             knn_log_prob_grid(distances, is_target, temperatures, ks)
             for _, distances, is_target in self._chunks()
         ]
-        of_ks = np.concatenate(parts, axis=-1)[slice(None) if np.ndim(temperature) else 0]
-        return of_ks if np.ndim(k) else of_ks[..., 0, :]
+        table = np.concatenate(parts, axis=-1)
+        return table.reshape(*np.shape(temperature), *np.shape(k), len(self))
 
     def log_prob(self, setting: Setting | None = None, **parameters) -> np.ndarray:
         """Return the mixture's log-probability of each target, ``(n,) float64``.
