@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from knnlm.errors import InputError
-from knnlm.evaluation import Setting
 from knnlm.language_model import LanguageModel
-from knnlm.mixture import interpolate, knn_distribution, neighbor_shares
+from knnlm.mixture import Setting, interpolate, knn_distribution, neighbor_shares
 from knnlm.retrieval import Retrieval
 from knnlm.tokens import TokenStream
 
@@ -128,14 +127,7 @@ def find_cases(
         return [case for cases in found for case in cases]
 
     record = retrieval.record
-    stream = TokenStream(
-        np.concatenate([[record["first_token"]], retrieval.targets]).astype(np.int32),
-        np.asarray(record["document_starts"]),
-        tuple(record["document_names"]),
-        record["words"],
-        record["characters"],
-        lm.tokenizer_fingerprint,
-    )
+    stream = TokenStream.of_record(record, retrieval.targets, lm.tokenizer_fingerprint)
     distances = np.asarray(retrieval.neighbors.distances[positions, :k])
     ids = np.asarray(retrieval.neighbors.ids[positions, :k])
     store = retrieval.index.datastore

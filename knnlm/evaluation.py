@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from knnlm.errors import InputError
+from knnlm.mixture import Setting
 
 
 def perplexity(log_probs: np.ndarray, units: int | None = None) -> float:
@@ -18,15 +19,6 @@ def perplexity(log_probs: np.ndarray, units: int | None = None) -> float:
     """
     total = -np.sum(np.asarray(log_probs, dtype=np.float64))
     return float(np.exp(total / (len(log_probs) if units is None else units)))
-
-
-class Setting(NamedTuple):
-    """One choice of the mixture's parameters, with the perplexity it gave where it was chosen."""
-
-    k: int
-    lam: float
-    temperature: float
-    perplexity: float = float("nan")
 
 
 @dataclass(frozen=True)

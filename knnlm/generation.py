@@ -8,7 +8,7 @@ from knnlm.errors import InputError
 from knnlm.index import Index
 from knnlm.key_layers import tap
 from knnlm.language_model import LanguageModel
-from knnlm.mixture import interpolate, knn_distribution
+from knnlm.mixture import Setting, interpolate, knn_distribution
 
 
 class KNNLogitsProcessor(LogitsProcessor):
@@ -21,6 +21,8 @@ class KNNLogitsProcessor(LogitsProcessor):
     ----------
     lm, index
         The model, and an index over a datastore that it made.
+    setting
+        What :meth:`~knnlm.evaluation.Sweep.best` returns, instead of the three numbers below.
     k, lam, temperature
         The mixture's parameters; ``temperature`` is that of p_kNN, not of sampling.
     nprobe
@@ -38,6 +40,7 @@ class KNNLogitsProcessor(LogitsProcessor):
         self,
         lm: LanguageModel,
         index: Index,
+        setting: Setting | None = None,
         *,
         k: int = 1024,
         lam: float = 0.25,
@@ -45,6 +48,8 @@ class KNNLogitsProcessor(LogitsProcessor):
         nprobe: int | None = None,
     ):
         index.datastore.check_model(lm)
+        if setting is not None:
+            k, lam, temperature = setting.k, setting.lam, setting.temperature
         self.lm, self.index = lm, index
         self.k, self.lam, self.temperature, self.nprobe = k, lam, temperature, nprobe
         self.key_layer = index.datastore.record["key_layer"]
@@ -78,6 +83,7 @@ def generate(
     lm: LanguageModel,
     index: Index,
     prompts: list[str],
+    setting: Setting | None = None,
     *,
     max_new_tokens: int = 50,
     k: int = 1024,
@@ -92,6 +98,8 @@ def generate(
 
     Parameters
     ----------
+    setting, k, lam, temperature, nprobe
+        See :class:`KNNLogitsProcessor`.
     max_new_tokens
         How far at most; a continuation ends earlier at the end-of-text token.
     sample
@@ -122,7 +130,8 @@ def generate(
     mask = torch.tensor([[0] * len(p) + [1] * (width - len(p)) for p in padding])
     torch.manual_seed(seed)
     autocast = torch.autocast(lm.device.type, lm.dtype, enabled=lm.dtype != torch.float32)
-    processor = KNNLogitsProcessor(lm, index, k=k, lam=lam, temperature=temperature, nprobe=nprobe)
+    mixture = {"k": k, "lam": lam, "temperature": temperature, "nprobe": nprobe}
+    processor = KNNLogitsProcessor(lm, index, setting, **mixture)
     with processor, autocast:
         output = lm.model.generate(
             tokens.to(lm.device),

@@ -4,9 +4,7 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -14,31 +12,25 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
+from knnlm.arrays import crc32
+from knnlm.artifacts import Claim, Record, claim, full_disk_named, read_complete
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
-from knnlm.files import (
-    FORMAT,
-    file_crc32,
-    read_record,
-    refuse_differences,
-    remove_files,
-    write_json,
+from knnlm.factory import (
+    Metric,
+    default_train_size,
+    index_factory,
+    inverted_file,
+    read_index,
+    reason,
+    searching,
+    train,
 )
-from knnlm.progress import progress, waiting
+from knnlm.progress import progress
 
 ROWS_PER_CHUNK = 1 << 16
 CHECKPOINT_SECONDS = 600
-
-
-class Metric(StrEnum):
-    """What a distance is. The temperature makes up for the choice only in scale, not in shape."""
-
-    L2_SQUARED = "l2_squared"
-    """Σ (q − k)², what FAISS calls METRIC_L2: the paper."""
-    L2 = "l2"
-    """Its square root, the Euclidean distance: the Korean study."""
-    INNER_PRODUCT = "inner_product"
-    """−q·k, so that smaller is nearer."""
+FILES = ("index.faiss", "index.faiss.part")
 
 
 class Neighbors(NamedTuple):
@@ -50,42 +42,10 @@ class Neighbors(NamedTuple):
     """``(n, k) int64``: rows of the datastore; −1 where there is no neighbor."""
 
 
-def index_factory(dim: int, factory: str, metric: str) -> faiss.Index:
-    """Return an empty FAISS index for a factory string.
-
-    Raises
-    ------
-    InputError
-        When FAISS does not know the string, or it does not fit the width of the keys.
-    """
-    is_product = metric == Metric.INNER_PRODUCT
-    try:
-        return faiss.index_factory(
-            dim, factory, faiss.METRIC_INNER_PRODUCT if is_product else faiss.METRIC_L2
-        )
-    except RuntimeError as error:
-        raise InputError(
-            f"FAISS makes no index {factory!r} over {dim} dimensions: "
-            f"{_reason(error)}. "
-            "Try Flat, IVF1024,PQ32x4fs,Refine(SQ8), IVF1024,RaBitQfs or HNSW32."
-        ) from error
-
-
-def _reason(error: RuntimeError) -> str:
-    """Return what FAISS says, without where in its source it says so."""
-    return str(error).splitlines()[0].split(": ")[-1].rstrip(".")
-
-
-def _read(file: Path, flags: int = 0) -> faiss.Index:
-    """Return FAISS's index in a file; raise InputError where its bytes are none."""
-    with open(file, "rb"):
-        pass  # where it may not be read, Python says so
-    try:
-        return faiss.read_index(str(file), flags)
-    except RuntimeError as error:
-        raise InputError(
-            f"{file} is damaged: {_reason(error)}. Delete {file.parent} and build the index again."
-        ) from error
+def _place_of_datastore(path: Path, relative: str) -> Path:
+    """Return where the datastore stands, seen from the index; a link may lead to either of them."""
+    seen = (path.resolve() / relative, Path(os.path.normpath(path.absolute() / relative)))
+    return next((place for place in seen if (place / "datastore.json").exists()), seen[0]).resolve()
 
 
 def _check_nprobe(nprobe: int) -> None:
@@ -104,30 +64,6 @@ def _check_rows(rows: np.ndarray, n: int) -> np.ndarray:
     return rows
 
 
-def inverted_file(index: faiss.Index) -> faiss.IndexIVF | None:
-    """Return the inverted-file part of an index, or None."""
-    try:
-        return faiss.extract_index_ivf(index)
-    except RuntimeError:
-        return None
-
-
-def default_train_size(index: faiss.Index) -> int:
-    """Return how many keys an index is trained on by default: 64 a list, at least 65,536."""
-    ivf = inverted_file(index)
-    return max(64 * ivf.nlist if ivf else 0, 1 << 16)
-
-
-def _parts(index: faiss.Index) -> Iterator[faiss.Index]:
-    """Yield an index and those inside it (behind PCA, refinement, a graph), each as its type."""
-    index = faiss.downcast_index(index)
-    yield index
-    for name in ("index", "base_index", "storage", "quantizer"):
-        inner = getattr(index, name, None)
-        if inner is not None:
-            yield from _parts(inner)
-
-
 @dataclass
 class Index:
     """A FAISS index with the datastore it was built from; open one with :meth:`open`.
@@ -136,7 +72,7 @@ class Index:
     """
 
     path: Path
-    record: dict
+    record: Record
     datastore: Datastore
     faiss_index: faiss.Index
 
@@ -208,103 +144,20 @@ class Index:
             "metric": str(metric),
             "train_size": min(train_size, n),
             "seed": seed,
-            "rows": None if rows is None else len(rows),
+            "rows": None if rows is None else n,
             "rows_crc32": None if rows is None else zlib.crc32(rows),
         }
-        if (path / "index.json").exists():
-            record = read_record(path, "index")
-            refuse_differences(record, wanted, path)
-        elif path.exists() and (
-            not path.is_dir() or any(file.name != "index.faiss.part" for file in path.iterdir())
-        ):
-            raise InputError(f"{path} holds something that is no index. Choose another folder.")
-        else:
-            record = {"format": FORMAT, **wanted, "rows_done": -1, "bytes": 0, "seconds": 0.0}
-        path.mkdir(parents=True, exist_ok=True)
-        record["nprobe"] = min(nprobe, ivf.nlist) if ivf else None
-        record["datastore_path"] = os.path.relpath(datastore.path, path)
-        file = path / "index.faiss"
-        if record["rows_done"] == n and file.exists() and file.stat().st_size == record["bytes"]:
-            write_json(path / "index.json", record)
-        else:
-            build = cls(path, record, datastore, index)
-            try:
-                build._fill(rows)
-            except (InputError, RuntimeError) as error:
-                if record["rows_done"] <= 0:  # nothing to go on from: it would be in the way
-                    remove_files(path, "index.json", "index.faiss")
-                if isinstance(error, InputError):
-                    raise
-                raise InputError(
-                    f"FAISS cannot build {factory!r} over {datastore.path}: {_reason(error)}. "
-                    "Choose another factory string."
-                ) from error
-            build._save()
+        with claim(path, "index", wanted, FILES) as made:
+            where = os.path.relpath(datastore.path.resolve(), path.resolve())
+            now = {"nprobe": min(nprobe, ivf.nlist) if ivf else None, "datastore_path": where}
+            changed = any(made.record.get(name) != value for name, value in now.items())
+            made.record.update(now)
+            if not made.is_complete:
+                _Builder(made, datastore, index, rows, n).fill()
+                made.complete()
+            elif changed:
+                made.save()
         return cls.open(path)
-
-    def _fill(self, rows: np.ndarray | None) -> None:
-        record, keys, n = self.record, self.datastore.keys, len(self)
-        begun = time.perf_counter()
-        if 0 <= record["rows_done"] < n:
-            self.faiss_index = _read(self.path / "index.faiss")
-            record["rows_done"] = self.faiss_index.ntotal  # a kill may have come before the json
-        else:
-            self._train(keys, rows)
-            record["rows_done"] = 0
-            record["train_seconds"] = time.perf_counter() - begun
-            self._save()
-        saved = time.perf_counter()
-        done = record["rows_done"]
-        with progress(description="index", unit="keys", total=n, done=done) as bar:
-            for lo in range(done, n, ROWS_PER_CHUNK):
-                some = slice(lo, lo + ROWS_PER_CHUNK)
-                chunk = np.asarray(keys[some if rows is None else rows[some]], dtype=np.float32)
-                if rows is None:
-                    self.faiss_index.add(chunk)
-                else:
-                    self.faiss_index.add_with_ids(chunk, rows[some])
-                record["rows_done"] = lo + len(chunk)
-                bar.update(len(chunk))
-                if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                    record["seconds"] += time.perf_counter() - begun
-                    self._save()
-                    begun = saved = time.perf_counter()
-        record["seconds"] += time.perf_counter() - begun
-
-    def _train(self, keys: np.ndarray, rows: np.ndarray | None) -> None:
-        if self.faiss_index.is_trained:
-            return
-        n, size = len(self), self.record["train_size"]
-        least = 1
-        for part in _parts(self.faiss_index):
-            if hasattr(part, "nlist"):
-                part.cp.min_points_per_centroid = 1
-                least = max(least, part.nlist)
-            if hasattr(part, "pq"):
-                part.pq.cp.min_points_per_centroid = 1
-                least = max(least, 1 << part.pq.nbits)
-            if hasattr(part, "do_polysemous_training"):
-                # It orders codes for a way of searching that is not used here, and takes longer
-                # than all other training: 50 times as long for PQ8 over 2,000 keys.
-                part.do_polysemous_training = False
-        if size < least:
-            raise InputError(
-                f"{self.record['factory']} learns {least:,} centroids, but the training sample has "
-                f"{size:,} keys of {n:,}. Use a smaller index such as Flat, or more keys."
-            )
-        drawn = np.sort(np.random.default_rng(self.record["seed"]).choice(n, size, replace=False))
-        sample = np.asarray(keys[drawn if rows is None else rows[drawn]], dtype=np.float32)
-        with waiting(f"train {self.record['factory']}"):  # FAISS does not say how far it is
-            self.faiss_index.train(sample)
-
-    def _save(self) -> None:
-        partial = self.path / "index.faiss.part"
-        faiss.write_index(self.faiss_index, str(partial))
-        os.replace(partial, self.path / "index.faiss")
-        self.record["bytes"] = (self.path / "index.faiss").stat().st_size
-        if self.record["rows_done"] == len(self):  # it reads all: not at each checkpoint
-            self.record["crc32"] = file_crc32(self.path / "index.faiss")
-        write_json(self.path / "index.json", self.record)
 
     @classmethod
     def open(
@@ -323,29 +176,20 @@ class Index:
         Raises
         ------
         InputError
-            When there is none, it is not whole, or its datastore is another or gone.
+            When there is none, it is not whole or damaged, or its datastore is another or gone.
         """
         path = Path(path)
         if not (path / "index.json").exists() and (path / "index" / "index.json").exists():
             path = path / "index"  # the datastore's folder was given
-        record = read_record(path, "index")
-        file = path / "index.faiss"
+        record = read_complete(path, "index")
         if datastore is None:
-            datastore = Datastore.open((path / record["datastore_path"]).resolve())
+            datastore = Datastore.open(_place_of_datastore(path, record["datastore_path"]))
         if record["datastore"] != datastore.fingerprint:
             raise InputError(
                 f"The index {path} was built from datastore {record['datastore']}, but "
                 f"{datastore.path} is {datastore.fingerprint}. Build the index again."
             )
-        size = file.stat().st_size if file.exists() else 0
-        n = record.get("rows") or len(datastore)
-        if record["rows_done"] != n or size != record["bytes"]:
-            raise InputError(
-                f"The index {path} is not whole: {max(record['rows_done'], 0):,} of {n:,} keys, "
-                f"{size:,} of {record['bytes']:,} bytes. "
-                "Run the same build again: it goes on from there."
-            )
-        return cls(path, record, datastore, _read(file, faiss.IO_FLAG_MMAP if mmap else 0))
+        return cls(path, record, datastore, read_index(path / "index.faiss", record["bytes"], mmap))
 
     def __len__(self) -> int:
         return self.record.get("rows") or len(self.datastore)
@@ -400,19 +244,8 @@ class Index:
                 "distances of keys as they are. Search without it."
             )
         lists = self.lists_to_visit(nprobe)
-        before = []
-        for part in _parts(self.faiss_index):
-            if hasattr(part, "nprobe"):
-                before.append((part, "nprobe", part.nprobe))
-                part.nprobe = lists
-            if hasattr(part, "hnsw"):  # it gives no more than it remembers: lists, or keys
-                before.append((part.hnsw, "efSearch", part.hnsw.efSearch))
-                part.hnsw.efSearch = max(part.hnsw.efSearch, lists or k)
-        try:
+        with searching(self.faiss_index, lists, k):
             distances, ids = self.faiss_index.search(queries, k)
-        finally:
-            for part, name, value in before:
-                setattr(part, name, value)
         if exact:
             distances, ids = self._rerank(queries, ids)
         elif self.metric == Metric.INNER_PRODUCT:
@@ -438,3 +271,88 @@ class Index:
         distances[ids < 0] = np.inf
         order = np.argsort(distances, axis=1, kind="stable")
         return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+
+
+class _Builder:
+    """Trains an index, fills it with keys, and saves it in a claimed folder now and then."""
+
+    def __init__(
+        self,
+        made: Claim,
+        datastore: Datastore,
+        index: faiss.Index,
+        rows: np.ndarray | None,
+        n: int,
+    ):
+        self.claim, self.record, self.keys = made, made.record, datastore.keys
+        self.index, self.rows, self.n = index, rows, n
+        self.file = made.folder / "index.faiss"
+        self.record.setdefault("seconds", 0.0)
+        self._since = time.perf_counter()
+
+    def _of(self, chosen: slice | np.ndarray) -> np.ndarray:
+        """Return some of the keys to index, ``(…, dim) float32``."""
+        chosen = chosen if self.rows is None else self.rows[chosen]
+        return np.asarray(self.keys[chosen], dtype=np.float32)
+
+    def fill(self) -> None:
+        """Go on from what was saved last, or begin.
+
+        Raises
+        ------
+        InputError
+            When the sample is too small, or FAISS cannot build this; then nothing is left to go on
+            from, unless something was saved before.
+        """
+        try:
+            if "rows_done" in self.record:
+                self.index = read_index(self.file, self.file.stat().st_size)
+            else:
+                self._train()
+            self._add()
+        except RuntimeError as error:
+            raise InputError(
+                f"FAISS cannot build {self.record['factory']!r} over {self.keys.shape[0]:,} keys: "
+                f"{reason(error)}. Choose another factory string."
+            ) from error
+
+    def _train(self) -> None:
+        if not self.index.is_trained:
+            generator, size = np.random.default_rng(self.record["seed"]), self.record["train_size"]
+            drawn = np.sort(generator.choice(self.n, size, replace=False))
+            train(self.index, self._of(drawn), self.record["factory"], self.n)
+        self.record["train_seconds"] = time.perf_counter() - self._since
+        self._save()
+
+    def _add(self) -> None:
+        saved = time.perf_counter()
+        done = self.index.ntotal  # a kill may have come between the file and the record
+        with progress(description="index", unit="keys", total=self.n, done=done) as bar:
+            for lo in range(done, self.n, ROWS_PER_CHUNK):
+                some = slice(lo, lo + ROWS_PER_CHUNK)
+                chunk = self._of(some)
+                if self.rows is None:
+                    self.index.add(chunk)
+                else:
+                    self.index.add_with_ids(chunk, self.rows[some])
+                bar.update(len(chunk))
+                if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                    self._save()
+                    saved = time.perf_counter()
+        self._save()
+        self.record["crc32"] = {self.file.name: crc32(self.file)}
+
+    def _save(self) -> None:
+        partial = self.file.with_name(self.file.name + ".part")
+        with full_disk_named(self.claim.folder):
+            try:
+                faiss.write_index(self.index, str(partial))
+            except RuntimeError:
+                partial.unlink(missing_ok=True)  # in the way of nobody
+                raise
+        os.replace(partial, self.file)
+        now = time.perf_counter()
+        self.record["seconds"] += now - self._since
+        self._since = now
+        self.record |= {"rows_done": self.index.ntotal, "bytes": self.file.stat().st_size}
+        self.claim.save()

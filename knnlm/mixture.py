@@ -7,6 +7,7 @@ has no neighbor at all, p_kNN does not exist: it is ``nan``, and the mixture is 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,6 +50,15 @@ def interpolate(
     with np.errstate(divide="ignore", invalid="ignore"):
         mixed = np.logaddexp(np.log1p(-lam) + lm_log_prob, np.log(lam) + knn_log_prob)
     return np.where(np.isnan(knn_log_prob), lm_log_prob, mixed)
+
+
+class Setting(NamedTuple):
+    """One choice of the mixture's parameters, with the perplexity it gave where it was chosen."""
+
+    k: int
+    lam: float
+    temperature: float
+    perplexity: float = float("nan")
 
 
 def neighbor_shares(distances: np.ndarray, temperature: float = 1.0) -> np.ndarray:

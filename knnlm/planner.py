@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from knnlm.errors import InputError
-from knnlm.index import Metric, default_train_size, index_factory, inverted_file
+from knnlm.factory import Metric, default_train_size, index_factory, inverted_file
 
 KEY_BYTES = {"float16": 2, "float32": 4}
 

@@ -1,7 +1,6 @@
 """One retrieval pass, one table on disk; every λ, temperature and k from that table."""
 
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from knnlm.arrays import open_array
+from knnlm.artifacts import Record, claim, read_complete
 from knnlm.errors import InputError
-from knnlm.evaluation import Interval, Setting, Sweep, bootstrap, perplexity
-from knnlm.files import FORMAT, create_array, read_record, refuse_differences, write_json
+from knnlm.evaluation import Interval, Sweep, bootstrap, perplexity
 from knnlm.index import Index, Neighbors
 from knnlm.language_model import LanguageModel, Reading
-from knnlm.mixture import interpolate, knn_log_prob_grid
+from knnlm.lookup import FILES, check_reading, write_table
+from knnlm.mixture import Setting, interpolate, knn_log_prob_grid
 from knnlm.progress import progress
 from knnlm.tokens import document_of
 
@@ -31,7 +32,7 @@ class Retrieval:
     """
 
     path: Path
-    record: dict
+    record: Record
     index: Index
 
     @classmethod
@@ -48,8 +49,9 @@ class Retrieval:
         nprobe: int | None = None,
         exact: bool = False,
         reading: Reading | None = None,
+        queries: bool = False,
     ) -> "Retrieval":
-        """Read a text once, search once, and keep the table.
+        """Read a text once, search once, and keep the table; go on where an earlier run stopped.
 
         Parameters
         ----------
@@ -72,107 +74,68 @@ class Retrieval:
             What the model says of the whole text, where it has been read before (with other
             indexes in mind, say): its log-probabilities and the keys of the datastore's key layer.
             Then nothing is read again.
+        queries
+            Keep the queries too, as :attr:`queries`: 4 · dim bytes a token.
 
         Raises
         ------
         InputError
-            When model and datastore disagree, the folder holds something else, or ``reading`` is
-            of another text or lacks what is needed.
+            When model and datastore disagree, the folder holds something else or another process
+            writes it, or ``reading`` is of another text or lacks what is needed.
         """
         store = index.datastore
         store.check_model(lm)
         stream = lm.encode(text)
         if k < 1:
             raise InputError(f"k is {k}. Ask for at least one neighbor.")
-        k = min(k, len(index))
         window = store.record["window"] if window is None else window
         stride = min(store.record["stride"], window) if stride is None else stride
-        windows = lm.windows(len(stream), window, stride)
+        lm.windows(len(stream), window, stride)
         layer = store.record["key_layer"]
         if reading is not None:
-            _check_reading(reading, layer, len(stream) - 1)
+            check_reading(reading, layer, len(stream) - 1)
         wanted = {
             "text": stream.fingerprint,
             "model": lm.fingerprint,
             "datastore": store.fingerprint,
             "factory": index.record["factory"],
-            "rows_crc32": index.record.get("rows_crc32"),
+            "rows_crc32": index.record["rows_crc32"],
             "metric": index.metric,
             "nprobe": index.lists_to_visit(nprobe),
             "exact": exact,
-            "k": k,
+            "k": min(k, len(index)),
             "window": window,
             "stride": stride,
+            "queries": queries,
         }
-        path = _temporary_folder() if path is None else Path(path)
-        if (path / "retrieval.json").exists():
-            record = read_record(path, "retrieval")
-            refuse_differences(record, wanted, path)
-            return cls(path, record, index)
-        if path.exists() and any(path.iterdir()) and not (path / "targets.npy").exists():
-            raise InputError(f"{path} holds something that is no retrieval. Choose another folder.")
-        path.mkdir(parents=True, exist_ok=True)
-        n = windows[-1].stop
-        np.save(path / "targets.npy", stream.tokens[1:])
-        id_type = np.int32 if len(store) < 2**31 else np.int64
-        arrays = {
-            name: create_array(path / f"{name}.npy", dtype, shape)
-            for name, dtype, shape in (
-                ("lm_log_prob", np.float32, (n,)),
-                ("distances", np.float32, (n, k)),
-                ("ids", id_type, (n, k)),
-            )
-        }
-        seconds = {"forward": 0.0, "search": 0.0}
-        readings = (
-            lm.read(stream, window=window, stride=stride, key_layers=[layer], log_probs=True)
-            if reading is None
-            else _in_chunks(reading, layer)
-        )
-        last = time.perf_counter()
-        with progress(description="retrieve", unit="tokens", total=n) as bar:
-            for reading in readings:
-                rows = slice(reading.first, reading.stop)
-                arrays["lm_log_prob"][rows] = reading.log_probs
-                now = time.perf_counter()
-                seconds["forward"] += now - last
-                neighbors = index.search(reading.keys[layer], k, nprobe=nprobe, exact=exact)
-                arrays["distances"][rows] = neighbors.distances
-                arrays["ids"][rows] = neighbors.ids
-                last = time.perf_counter()
-                seconds["search"] += last - now
-                bar.update(reading.stop - reading.first)
-        for array in arrays.values():
-            array.flush()
-        record = {
-            "format": FORMAT,
-            **wanted,
-            "tokens": n,
-            "words": stream.words,
-            "characters": stream.characters,
-            "document_starts": stream.document_starts.tolist(),
-            "document_names": list(stream.document_names),
-            "first_token": int(stream.tokens[0]),
-            "precision": lm.precision,
-            "forward_seconds": seconds["forward"],
-            "search_seconds": seconds["search"],
-        }
-        write_json(path / "retrieval.json", record)
-        return cls(path, record, index)
+        folder = _temporary_folder() if path is None else Path(path)
+        with claim(folder, "retrieval", wanted, FILES) as made:
+            if not made.is_complete:
+                write_table(made, lm, index, stream, reading)
+                made.complete()
+        return cls.open(folder, index)
 
     @classmethod
     def open(cls, path: str | Path, index: Index) -> "Retrieval":
-        """Open what :meth:`run` kept."""
-        record = read_record(Path(path), "retrieval")
+        """Open what :meth:`run` kept.
+
+        Raises
+        ------
+        InputError
+            When there is none, it is not whole or damaged, or made with another datastore.
+        """
+        record = read_complete(Path(path), "retrieval")
         if record["datastore"] != index.datastore.fingerprint:
             raise InputError(
                 f"The retrieval {path} was made from datastore {record['datastore']}, not from "
                 f"{index.datastore.fingerprint}. Give the index it was made with."
             )
-        return cls(Path(path), record, index)
+        retrieval = cls(Path(path), record, index)
+        _ = retrieval.targets, retrieval.lm_log_prob, retrieval.neighbors  # mapped, of their shapes
+        return retrieval
 
-    def _load(self, name: str) -> np.ndarray:
-        return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    def _load(self, name: str, *shape: int) -> np.ndarray:
+        return open_array(self.path / f"{name}.npy", (len(self), *shape))
 
     @cached_property
     def lm_log_prob(self) -> np.ndarray:
@@ -187,7 +150,23 @@ class Retrieval:
     @cached_property
     def neighbors(self) -> Neighbors:
         """Distances and ids, ``(n, k)`` each, mapped from disk."""
-        return Neighbors(self._load("distances"), self._load("ids"))
+        return Neighbors(self._load("distances", self.k), self._load("ids", self.k))
+
+    @cached_property
+    def queries(self) -> np.ndarray:
+        """``(n, dim) float32``: what was searched with, where :meth:`run` was to keep it.
+
+        Raises
+        ------
+        InputError
+            When it was not.
+        """
+        if not self.record["queries"]:
+            raise InputError(
+                f"The retrieval {self.path} has not kept its queries. "
+                "Run it again with queries=True."
+            )
+        return self._load("queries", self.index.datastore.dim)
 
     @cached_property
     def documents(self) -> np.ndarray:
@@ -321,26 +300,6 @@ class Retrieval:
             "perplexity": mixture.through(lambda mean: np.exp(-mean)),
             "reduction": lost.through(lambda mean: 1 - np.exp(mean)),
         }
-
-
-def _check_reading(reading: Reading, layer: str, positions: int) -> None:
-    """Raise InputError unless a reading has all that a retrieval takes from the model."""
-    if (reading.first, reading.stop) != (0, positions):
-        raise InputError(
-            f"The reading is of positions {reading.first} to {reading.stop - 1}, the text has "
-            f"0 to {positions - 1}. Read the whole text, and join what that gives."
-        )
-    if layer not in reading.keys or reading.log_probs is None:
-        lacks = "log-probabilities" if layer in reading.keys else f"keys of {layer}"
-        raise InputError(
-            f"The reading has no {lacks}. Ask lm.read for log_probs and the datastore's key layer."
-        )
-
-
-def _in_chunks(reading: Reading, layer: str) -> Iterator[Reading]:
-    for lo in range(0, reading.stop, ROWS_PER_CHUNK):
-        rows = slice(lo, min(lo + ROWS_PER_CHUNK, reading.stop))
-        yield Reading(lo, rows.stop, {layer: reading.keys[layer][rows]}, reading.log_probs[rows])
 
 
 def _temporary_folder() -> Path:

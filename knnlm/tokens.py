@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -218,6 +218,28 @@ class TokenStream:
     def document_of(self, positions: np.ndarray) -> np.ndarray:
         """Return the number of the document in which each token position lies, same shape."""
         return document_of(self.document_starts, positions)
+
+    def about(self) -> dict[str, object]:
+        """Return what a record keeps of the stream: all but its tokens, and the first of these."""
+        return {
+            "words": self.words,
+            "characters": self.characters,
+            "first_token": int(self.tokens[0]),
+            "document_starts": self.document_starts.tolist(),
+            "document_names": list(self.document_names),
+        }
+
+    @classmethod
+    def of_record(cls, record: Mapping, following: np.ndarray, tokenizer: str) -> "TokenStream":
+        """Return the stream of a record that has :meth:`about`, given all tokens but the first."""
+        return cls(
+            np.concatenate([[record["first_token"]], following]).astype(np.int32),
+            np.asarray(record["document_starts"]),
+            tuple(record["document_names"]),
+            record["words"],
+            record["characters"],
+            tokenizer,
+        )
 
 
 def document_of(document_starts: np.ndarray, positions: np.ndarray) -> np.ndarray:

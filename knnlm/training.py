@@ -1,47 +1,22 @@
 """Training a small GPT-2-shaped language model from scratch, in minutes on a processor."""
 
 import copy
-import json
-import math
 import os
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    get_wsd_schedule,
-    set_seed,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, set_seed
 
-from knnlm.device import choose_device, choose_precision, reuse_memory
+from knnlm.artifacts import Claim, claim, is_complete
+from knnlm.device import choose_device, choose_precision
 from knnlm.errors import InputError
 from knnlm.language_model import LanguageModel
-from knnlm.loss import cross_entropy
-from knnlm.muon import Muon
-from knnlm.progress import one_bar, progress
+from knnlm.progress import one_bar
 from knnlm.text import Split
-from knnlm.tokens import TokenStream, sliding_windows, train_tokenizer
-
-VALIDATIONS = 6  # looks at the validation text while training …
-VALIDATION_WINDOWS = 16  # … at so many windows each: a fraction of a second
-CURVE = {  # names in training.json, and in the Trainer's log
-    "step": "step",
-    "tokens": "num_input_tokens_seen",
-    "seconds": "seconds",
-    "loss": "loss",
-    "learning_rate": "learning_rate",
-    "validation_loss": "validation_loss",
-    "validation_bits_per_character": "validation_bits_per_character",
-}
+from knnlm.tokens import TokenStream, train_tokenizer
+from knnlm.trainer import CURVE, last_checkpoint, run_trainer, validation_row
 
 
 def _new_model(tokenizer: PreTrainedTokenizerBase, shape: dict[str, int]) -> GPT2LMHeadModel:
@@ -77,97 +52,13 @@ def _initialize_embeddings(model: GPT2LMHeadModel) -> None:
     model.transformer.wte.weight.normal_(std=0.1)
 
 
-class _Trainer(Trainer):
-    """Takes the loss from what the last layer gives, so that no logits are kept."""
-
-    dtype = torch.float32
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        tokens = inputs["input_ids"]
-        hidden = model(tokens, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
-        weight = self.accelerator.unwrap_model(model).lm_head.weight
-        given, following = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-        return cross_entropy(given, weight, following, self.dtype)
-
-
-class _Watch(TrainerCallback):
-    """Drives the progress bar, times the log, and looks at the validation text now and then."""
-
-    def __init__(self, steps: int, context: int, validation: TokenStream | None):
-        self.validation = validation
-        self.every = max(1, steps // VALIDATIONS)
-        if validation is not None:
-            windows = sliding_windows(len(validation), context)
-            self.windows = windows[1 :: len(windows) // VALIDATION_WINDOWS + 1] or windows
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        before = state.log_history[-1]["seconds"] if state.log_history else 0.0
-        self.began = time.perf_counter() - before
-        self.bar = progress(
-            description="train", unit="steps", total=state.max_steps, done=state.global_step
-        )
-
-    def on_step_end(self, args, state, control, model, **kwargs):
-        self.bar.update()
-        if self.validation is not None and state.global_step % self.every == 0:
-            row = {"step": state.global_step, "num_input_tokens_seen": state.num_input_tokens_seen}
-            row |= _validation_row(self._loss(model), self.validation)
-            state.log_history.append(row | {"seconds": time.perf_counter() - self.began})
-
-    def on_log(self, args, state, control, **kwargs):
-        state.log_history[-1]["seconds"] = time.perf_counter() - self.began
-
-    def on_save(self, args, state, control, **kwargs):
-        """Keep the last checkpoint alone; the Trainer itself would warn where steps are quick."""
-        for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
-            if checkpoint.name != f"checkpoint-{state.global_step}":
-                shutil.rmtree(checkpoint)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
-
-    @torch.no_grad()
-    def _loss(self, model: GPT2LMHeadModel) -> float:
-        """Return nats per token over a few windows, far from one another."""
-        total = count = 0
-        model.eval()
-        for window in self.windows:
-            tokens = self.validation.tokens[window.start : window.stop + 1].astype(np.int64)
-            tokens = torch.from_numpy(tokens)[None].to(model.device)
-            given = window.stop - window.first
-            logits = model(tokens[:, :-1], logits_to_keep=given).logits
-            total += torch.nn.functional.cross_entropy(
-                logits[0].float(), tokens[0, -given:], reduction="sum"
-            ).item()
-            count += given
-        model.train()
-        return total / count
-
-
-def _validation_row(loss: float, stream: TokenStream) -> dict[str, float]:
-    """Return nats per token, and bits per character, which compare across tokenizers."""
-    bits = loss * (len(stream) - 1) / stream.characters / math.log(2)
-    return {"validation_loss": loss, "validation_bits_per_character": bits}
-
-
-def _last_checkpoint(out: Path) -> Path | None:
-    """Return the last checkpoint that was written to its end, where there is one."""
-    states = (out / "checkpoints").glob("checkpoint-*/trainer_state.json")
-    return max((s.parent for s in states), key=lambda c: int(c.name.split("-")[1]), default=None)
-
-
 def _check_folder(out: Path, resume: bool) -> None:
-    """Refuse a folder that holds anything but an interrupted training to be resumed."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file. Choose a new folder for the model.")
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    if "config.json" in names:
+    """Refuse a finished model, and to go on, or to start, without having been told to."""
+    if is_complete(out, "training"):
         raise InputError(f"{out} holds a finished model. Choose a new folder, or remove this one.")
-    if foreign := names - {"checkpoints"}:
-        raise InputError(f"{out} holds something else: {min(foreign)}. Choose a new folder.")
-    if resume and not (out / "checkpoints" / "settings.json").exists():
+    if resume and not (out / "training.json").exists():
         raise InputError(f"{out} holds no interrupted training. Start one without resume.")
-    if not resume and _last_checkpoint(out):
+    if not resume and last_checkpoint(out / "checkpoints"):
         raise InputError(
             f"{out} holds an interrupted training. Go on with resume, or remove the folder."
         )
@@ -239,33 +130,20 @@ def train_language_model(
         heads do not share the width evenly, the text is shorter than one context, or ``start`` has
         another architecture.
     """
-    out, checkpoints = Path(out), Path(out) / "checkpoints"
-    device = choose_device(device)
-    dtype = choose_precision(precision, device)
+    out = Path(out)
+    on = choose_device(device)
+    dtype = choose_precision(precision, on)
     if width % heads:
         raise InputError(
             f"A width of {width} is no multiple of {heads} heads. Choose one that they can share."
         )
     if start is not None:
-        config = start.model.config
-        if config.model_type != "gpt2":
-            raise InputError(
-                f"{start.name} is of the architecture {config.model_type}, and only GPT-2's can be "
-                "fine-tuned here. Train it with transformers.Trainer, and give its folder as model."
-            )
+        config = _config_of(start)
         layers, width, heads = config.n_layer, config.n_embd, config.n_head
         context, vocab_size, alphabet = start.context, start.vocab_size, "of the model begun with"
-    _check_folder(out, resume)
-    tokenizer = start.tokenizer if start else train_tokenizer(text, vocab_size, alphabet)
-    stream = TokenStream.encode(text, tokenizer)
-    if len(stream) < context:
-        raise InputError(
-            f"{text.name} has {len(stream)} tokens, less than one context of {context}. "
-            "Give more text, or choose a smaller context."
-        )
     settings = {
         "text": text.name,
-        "text_fingerprint": stream.fingerprint,
+        "text_fingerprint": text.fingerprint,
         "layers": layers,
         "width": width,
         "heads": heads,
@@ -276,95 +154,83 @@ def train_language_model(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "precision": str(dtype).removeprefix("torch."),
-        "device": device.type,
+        "device": on.type,
         "seed": seed,
         "start": start.fingerprint if start else None,
     }
-    if resume:
-        before = json.loads((checkpoints / "settings.json").read_text())
-        for name in settings:
-            if settings[name] != before.get(name):
-                raise InputError(
-                    f"The interrupted training in {out} has {name} {before.get(name)}, not "
-                    f"{settings[name]}. Resume with the same settings, or choose a new folder."
-                )
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    (checkpoints / "settings.json").write_text(json.dumps(settings, indent=2))
-
-    windows = torch.from_numpy(stream.tokens[: len(stream) // context * context].astype(np.int64))
-    held_out = TokenStream.encode(validation, tokenizer) if validation else None
-    set_seed(seed)
-    shape = {"n_positions": context, "n_embd": width, "n_layer": layers, "n_head": heads}
-    model = copy.deepcopy(start.model) if start else _new_model(tokenizer, shape)
-    reuse_memory()
-    # bfloat16 where the model has it; float16 has not its range, and with it becomes float32
-    optimizer = Muon(model, learning_rate, torch.promote_types(dtype, torch.bfloat16))
-    schedule = get_wsd_schedule(
-        optimizer,
-        num_warmup_steps=min(20, steps // 10),
-        num_decay_steps=round(0.7 * steps),
-        num_training_steps=steps,
-        decay_type="linear",
-    )
-    watch = _Watch(steps, context, held_out)
-    trainer = _Trainer(
-        model,
-        TrainingArguments(
-            output_dir=str(checkpoints),
-            max_steps=steps,
-            per_device_train_batch_size=batch_size,
-            bf16=dtype == torch.bfloat16,
-            fp16=dtype == torch.float16,
-            use_cpu=device.type == "cpu",
+    _check_folder(out, resume)
+    with claim(out, "training", {"settings": settings}, ("checkpoints",)) as made:
+        tokenizer = start.tokenizer if start else train_tokenizer(text, vocab_size, alphabet)
+        stream = TokenStream.encode(text, tokenizer)
+        if len(stream) < context:
+            raise InputError(
+                f"{text.name} has {len(stream)} tokens, less than one context of {context}. "
+                "Give more text, or choose a smaller context."
+            )
+        held_out = TokenStream.encode(validation, tokenizer) if validation else None
+        set_seed(seed)
+        shape = {"n_positions": context, "n_embd": width, "n_layer": layers, "n_head": heads}
+        model = copy.deepcopy(start.model) if start else _new_model(tokenizer, shape)
+        state = run_trainer(
+            model.to(on),
+            stream,
+            held_out,
+            out / "checkpoints",
+            context=context,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            dtype=dtype,
             seed=seed,
-            logging_steps=max(1, steps // 80),
-            save_steps=max(1, steps // 8),
-            include_num_input_tokens_seen="all",
-            dataloader_pin_memory=device.type == "cuda",
-            disable_tqdm=True,
-            report_to="none",
-        ),
-        train_dataset=[{"input_ids": w, "labels": w} for w in windows.view(-1, context)],
-        optimizers=(optimizer, schedule),
-        callbacks=[watch],
-    )
-    trainer.dtype = dtype
-    trainer.remove_callback(PrinterCallback)
-    with one_bar():
-        trainer.train(resume_from_checkpoint=_last_checkpoint(out))
-
-    if not all(weight.isfinite().all() for weight in model.parameters()):
-        raise InputError(
-            f"The training diverged: weights are not finite at a learning rate of {learning_rate}. "
-            f"Choose a smaller one, and remove {out}."
         )
-    lm = LanguageModel(model, tokenizer, out.name, str(device), precision)
-    *curve, end = trainer.state.log_history
-    record = {
-        "settings": settings,
-        "model": lm.fingerprint,
-        "seconds": end["seconds"],
-        "parameters": model.num_parameters(),
-        "tokens": trainer.state.num_input_tokens_seen,
-    }
-    if held_out:
-        readings = lm.read(held_out, key_layers=(), log_probs=True)
-        total = sum(float(reading.log_probs.sum(dtype=np.float64)) for reading in readings)
-        record |= _validation_row(-total / (len(held_out) - 1), held_out)
-    record["curve"] = [
-        {name: row[key] for name, key in CURVE.items() if key in row} for row in curve
-    ]
-    _write(out, lm, record)
+        if not all(weight.isfinite().all() for weight in model.parameters()):
+            made.discard()
+            raise InputError(
+                "The training diverged: weights are not finite at a learning rate of "
+                f"{learning_rate}. Choose a smaller one."
+            )
+        lm = LanguageModel(model, tokenizer, out.name, str(on), precision)
+        *curve, end = state.log_history
+        made.record.update(
+            model=lm.fingerprint,
+            seconds=end["seconds"],
+            parameters=model.num_parameters(),
+            tokens=state.num_input_tokens_seen,
+        )
+        if held_out:
+            made.record.update(validation_row(_loss(lm, held_out), held_out))
+        made.record["curve"] = [
+            {name: row[key] for name, key in CURVE.items() if key in row} for row in curve
+        ]
+        _write(made, lm)
     return out
 
 
-def _write(out: Path, lm: LanguageModel, record: dict) -> None:
-    """Move the finished files into ``out``, ``config.json`` last, and remove the checkpoints."""
-    finished = out / "checkpoints" / "finished"
+def _config_of(start: LanguageModel) -> GPT2Config:
+    config = start.model.config
+    if not isinstance(config, GPT2Config) or config.model_type != "gpt2":
+        raise InputError(
+            f"{start.name} is of the architecture {config.model_type}, and only GPT-2's can be "
+            "fine-tuned here. Train it with transformers.Trainer, and give its folder as model."
+        )
+    return config
+
+
+def _loss(lm: LanguageModel, stream: TokenStream) -> float:
+    """Return nats per token over all of a text."""
+    readings = lm.read(stream, key_layers=(), log_probs=True)
+    total = sum(float(reading.log_probs.sum(dtype=np.float64)) for reading in readings)
+    return -total / (len(stream) - 1)
+
+
+def _write(made: Claim, lm: LanguageModel) -> None:
+    """Move the finished files into place, ``config.json`` last, and remove the checkpoints."""
+    checkpoints = made.folder / "checkpoints"
+    finished = checkpoints / "finished"
     with one_bar():
         lm.model.save_pretrained(finished)
     lm.tokenizer.save_pretrained(finished)
-    (finished / "training.json").write_text(json.dumps(record, indent=2))
     for file in sorted(finished.iterdir(), key=lambda file: file.name == "config.json"):
-        os.replace(file, out / file.name)
-    shutil.rmtree(out / "checkpoints")
+        os.replace(file, made.folder / file.name)
+    made.complete()
+    shutil.rmtree(checkpoints)

@@ -234,8 +234,8 @@ def notebook(*code):
 
 
 def test_what_begins_from_one_recipe_is_one_row():
-    from_one = notebook('import knnlm\nrecipe = knnlm.RECIPES["one"]')
-    from_two = notebook('recipe = knnlm.RECIPES["two"].but(k=8)', 'knnlm.RECIPES["one"]')
+    from_one = notebook('import knnlm\nrecipe = knnlm.load_recipe("one")')
+    from_two = notebook('recipe = knnlm.load_recipe("two").but(k=8)', 'knnlm.load_recipe("one")')
     given = {"a": from_one, "b": from_two, "c": from_one, "d": notebook("1")}
     assert run_notebooks.rows_of(given) == [["a", "c"], ["b"], ["d"]]
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from conftest import make_text
 
-from knnlm import changes, recipes
+from knnlm.book import changes, recipes
+from knnlm.book.recipes import Recipe
 from knnlm.corpora import Corpus
 from knnlm.datastore import Datastore
 from knnlm.index import Index
-from knnlm.recipes import Recipe
 from knnlm.retrieval import Retrieval
 from knnlm.text import Document, Split
 
 EVERYTHING = ["model", "datastore", "index", "retrieval"]
 NOTEBOOKS = {
-    "trains": ['import knnlm\nlm = knnlm.RECIPES["small"].model()'],
+    "trains": ['import knnlm\nlm = knnlm.load_recipe("small").model()'],
     "mixes": ["from knnlm.mixture import interpolate\nimport numpy as np", "%pip list\n1 + 1"],
     "asks": ["import sys\n!{sys.executable} -m knnlm --help"],
 }
@@ -113,7 +113,7 @@ LINES = {  # a file, a line of it before and after, what is made again, which no
     "a docstring": ("training.py", '"""Training a small', '"""To train a small', [], []),
     "the layout": ("mixture.py", "import numpy as np\n", "import numpy as np\n\n\n\n", [], []),
     "a message": ("tokens.py", "is too small. It holds", "is small. It holds", [], []),
-    "a message about text": ("corpora.py", "There is no text", "Nowhere is a text", [], []),
+    "a message about text": ("inputs.py", "There is no text", "Nowhere is a text", [], []),
     "how text is read": ("tokens.py", "(text, 64)", "(text, 65)", EVERYTHING, ["trains", "asks"]),
     "how it is trained": (
         "muon.py",
@@ -130,8 +130,8 @@ LINES = {  # a file, a line of it before and after, what is made again, which no
         ["retrieval"],
         [*NOTEBOOKS],
     ),
-    "how it is drawn": ("plotting.py", "CYCLE = [LM", "CYCLE = [KNN, LM", [], ["asks"]),
-    "a command": ("cli.py", "import math\n", "import math\n\nX = 1\n", [], ["asks"]),
+    "how it is drawn": ("book/style.py", "CYCLE = [LM", "CYCLE = [KNN, LM", [], ["asks"]),
+    "a command": ("cli/making.py", "import math\n", "import math\n\nX = 1\n", [], ["asks"]),
 }
 
 
@@ -222,8 +222,9 @@ def test_imports_are_followed_and_nothing_else():
     reached = changes.reach(["mixture"])
     assert reached == {"mixture"}
     assert {"training", "language_model", "tokens", "text"} <= changes.reach(["training"])
-    assert not {"index", "cli", "plotting", "corpora"} & changes.reach(["datastore"])
-    assert changes.reach(["recipes"]) >= {"corpora", "korean", "smollm2", "evaluation"}
+    assert not {"index", "cli", "book.plotting", "corpora"} & changes.reach(["datastore"])
+    reached = changes.reach(["book.recipes"])
+    assert reached >= {"corpora.korean", "book.smollm2", "evaluation", "text"}
 
 
 def test_what_has_no_fingerprint_is_refused():

@@ -26,7 +26,8 @@ from conftest import make_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import knnlm.progress
-from knnlm.cli import _numbers, app
+from knnlm.cli import app
+from knnlm.cli.options import numbers
 
 COMMANDS = (
     "train plan build index inspect evaluate sweep cases generate".split()  # as cli.md has them
@@ -159,9 +160,10 @@ def test_help_is_there_and_quick():
 
 
 def test_defaults_of_train_are_the_modules():
-    from knnlm import cli, training
+    from knnlm import training
+    from knnlm.cli import making
 
-    said = inspect.signature(cli.train).parameters
+    said = inspect.signature(making.train).parameters
     for name, own in inspect.signature(training.train_language_model).parameters.items():
         if own.default is not own.empty and name in said:
             assert said[name].default == own.default, name
@@ -371,7 +373,7 @@ def test_sweep_without_a_test_text_reports_nothing(held_out):
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "numbers"),
+    ("text", "kind", "expected"),
     [
         ("0:1:0.05", float, [i / 20 for i in range(21)]),
         ("0:0.3:0.1", float, [0, 0.1, 0.2, 0.3]),
@@ -382,9 +384,9 @@ def test_sweep_without_a_test_text_reports_nothing(held_out):
         ("1:9:4,9,64", int, [1, 5, 9, 64]),
     ],
 )
-def test_lists_and_ranges(text, kind, numbers):
-    assert _numbers("--x", text, kind) == numbers
-    assert all(type(number) is kind for number in _numbers("--x", text, kind))
+def test_lists_and_ranges(text, kind, expected):
+    assert numbers("--x", text, kind) == expected
+    assert all(type(number) is kind for number in numbers("--x", text, kind))
 
 
 def test_cases(held_out, tmp_path):
@@ -512,7 +514,7 @@ def test_interrupted_build_says_so_and_goes_on(work, trained, tmp_path):
     ran = run("inspect", store, "--json")
     assert ran.code == 1
     assert json.loads(ran.out)["complete"] is False
-    assert "Run the same build again" in ran.err
+    assert "Run the same command again" in ran.err
     assert run("index", "--datastore", store).code == 1
 
 
@@ -797,7 +799,7 @@ def test_inspect_tells_what_is_wrong_as_json(bad):
     record = json.loads(ran.out)
     assert record["kind"] == "datastore"
     assert record["complete"] is False
-    assert "checksum of keys.npy" in record["problem"]
+    assert "keys.npy is damaged: its checksum" in record["problem"]
     assert json.loads(run("inspect", "bad", "--json").out)["kind"] is None
 
 

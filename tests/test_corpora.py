@@ -12,17 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from knnlm.corpora import (
-    CORPORA,
-    SPLITS,
-    Corpus,
-    Document,
-    Split,
-    load_corpus,
-    load_text,
-    plain_text,
-)
+from knnlm.corpora import CORPORA, SPLITS, Corpus, load_corpus
+from knnlm.corpora.factbook import plain_text
 from knnlm.errors import InputError
+from knnlm.inputs import load_text
+from knnlm.text import Document, Split
 
 HERE = ["factbook", "sotu", "korean"]  # what needs no hub
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knnlm import korean
+from knnlm.artifacts import find, read_complete
+from knnlm.corpora import korean
 from knnlm.errors import InputError
 
 PAGE = """<html><head><title>창</title><script>var 변수 = "코드";</script></head><body>
@@ -28,8 +29,9 @@ HELP = """<page xmlns="http://projectmallard.org/1.0/"><info>
 def test_the_corpus_is_clean_korean_without_a_line_twice():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where the system has other versions of the packages
-        documents = dict(korean.documents())
-    record = json.loads((korean.cache_folder() / "korean" / "text" / "korean.json").read_text())
+        documents = {document.name: document.text for document in korean.documents()}
+    folder = find(f"korean/text-{korean.TEXT_SHA256[:16]}", "korean")
+    record = read_complete(folder, "korean")
     assert set(record["packages"]) == set(korean.PACKAGES)
     assert len(documents) == 1854 or record["sha256"] != korean.TEXT_SHA256
     assert 1500 < len(documents) < 2500
@@ -43,43 +45,47 @@ def test_the_corpus_is_clean_korean_without_a_line_twice():
     assert "\xa0" not in text
 
 
-def test_what_is_made_once_is_read_again_and_made_anew_when_damaged(tmp_path, monkeypatch):
-    monkeypatch.setenv("KNNLM_CACHE", str(tmp_path))
-    made = []
+@pytest.fixture
+def packages(monkeypatch, tmp_path):
+    """A cache of its own, and packages with one document; returns how often they were fetched."""
+    fetched = []
 
-    def make(file):
-        made.append(file)
-        file.write_text('["one", "하나"]\n')
-        record = {"format": 1, "expected": korean.TEXT_SHA256, "sha256": korean._sha256(file)}
-        (file.parent / "korean.json").write_text(json.dumps(record))
-
-    monkeypatch.setattr(korean, "_make", make)
-    assert [*korean.documents()] == [*korean.documents()] == [("one", "하나")]
-    assert len(made) == 1
-    made[0].write_text('["one", "둘"]\n')
-    assert [*korean.documents()] == [("one", "하나")]
-    monkeypatch.setattr(korean, "TEXT_SHA256", "of another way to clean")
-    assert len([*korean.documents()]) == 1
-    assert len(made) == 3
-
-
-def test_other_versions_of_the_packages_are_said(tmp_path, monkeypatch):
     def fetch(names, folder):
+        fetched.append(names)
         return {name: {"version": "9", "sha256": ""} for name in names}
 
+    monkeypatch.setenv("KNNLM_CACHE", str(tmp_path))
     monkeypatch.setattr(korean, "fetch", fetch)
     monkeypatch.setattr(
         korean, "_read", lambda folder: [("한국", ["가나다라마바사"] * 2 + ["긴 문장 " * 30])]
     )
+    return fetched
+
+
+@pytest.mark.filterwarnings("ignore:This Korean text is not the book's")
+def test_what_is_made_once_is_read_again_and_damage_is_said(tmp_path, packages, monkeypatch):
+    assert [*korean.documents()] == [*korean.documents()]
+    assert len(packages) == 1
+    (file,) = tmp_path.rglob("documents.jsonl")
+    file.write_text('["one", "둘"]\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"documents\.jsonl is damaged: its checksum"):
+        [*korean.documents()]
+    monkeypatch.setattr(korean, "TEXT_SHA256", "of another way to clean")
+    assert len([*korean.documents()]) == 1
+    assert len(packages) == 2
+
+
+def test_other_versions_of_the_packages_are_said(tmp_path, packages, monkeypatch):
     with pytest.warns(UserWarning, match=r"numbers will differ.*'gnome-user-docs': '9'"):
-        korean._make(tmp_path / "documents.jsonl")
-    name, text = json.loads((tmp_path / "documents.jsonl").read_text())
+        korean._make(tmp_path / "a")
+    name, text = json.loads((tmp_path / "a" / "documents.jsonl").read_text())
     assert name == "한국 1: 가나다라마바사"
     assert text.count("\n") == 1
+    sha256 = korean._sha256(tmp_path / "a" / "documents.jsonl")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        monkeypatch.setattr(korean, "TEXT_SHA256", korean._sha256(tmp_path / "documents.jsonl"))
-        korean._make(tmp_path / "documents.jsonl")
+        monkeypatch.setattr(korean, "TEXT_SHA256", sha256)
+        korean._make(tmp_path / "b")
 
 
 def test_pages_give_their_paragraphs(tmp_path):

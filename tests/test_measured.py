@@ -54,10 +54,10 @@ def test_values_are_written_in_their_formats(monkeypatch):
 def recorded(path: Path) -> dict[str, set[str]]:
     """The names that a notebook's last call of `record` gives, by the chapter that it names."""
     for cell in reversed(nbformat.read(path, as_version=4).cells):
-        if cell.cell_type != "code" or "recipes.record(" not in cell.source:
+        if cell.cell_type != "code" or "results.record(" not in cell.source:
             continue
         for node in ast.walk(ast.parse(cell.source)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("recipes.record"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("results.record"):
                 chapter = ast.literal_eval(node.args[0])
                 return {chapter: {keyword.arg for keyword in node.keywords if keyword.arg}}
     return {}
@@ -94,9 +94,9 @@ def test_a_reference_to_nothing_is_noticed(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "problems"),
     [
-        ('knnlm.recipes.record("a", keys=1, other=2)', []),
-        ('knnlm.recipes.record("a", entries=1)', ["the README's a:keys: a does not record keys"]),
-        ('knnlm.recipes.record("b", keys=1)', ["the README's a:keys: a does not record keys"]),
+        ('results.record("a", keys=1, other=2)', []),
+        ('results.record("a", entries=1)', ["the README's a:keys: a does not record keys"]),
+        ('results.record("b", keys=1)', ["the README's a:keys: a does not record keys"]),
         ("dict(keys=1)  # no record", ["the README's a:keys: a does not record keys"]),
     ],
 )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from knnlm.errors import InputError
-from knnlm.index import index_factory, inverted_file
+from knnlm.factory import index_factory, inverted_file
 from knnlm.planner import plan
 
 FACTORIES = [

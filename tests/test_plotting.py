@@ -12,7 +12,7 @@ from bs4 import BeautifulSoup
 from IPython.core.formatters import DisplayFormatter
 from matplotlib import font_manager, pyplot
 
-from knnlm import plotting
+from knnlm.book import plotting
 
 
 @pytest.fixture(autouse=True)

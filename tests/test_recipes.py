@@ -1,9 +1,7 @@
 """Recipes: an artifact is made once, found again by what made it, and shared where it may be."""
 
 import json
-import os
-import subprocess
-import sys
+from dataclasses import asdict
 from functools import wraps
 
 import numpy as np
@@ -12,10 +10,12 @@ from conftest import make_text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knnlm import recipes
+from knnlm.artifacts import cache_folder
+from knnlm.book import recipes, results
+from knnlm.book.recipes import Recipe, spread
 from knnlm.corpora import Corpus
+from knnlm.errors import InputError
 from knnlm.language_model import LanguageModel
-from knnlm.recipes import Recipe, claim, spread
 from knnlm.text import Document, Split
 
 
@@ -53,7 +53,7 @@ def forbid(monkeypatch, owner, name):
 
 def test_the_second_call_reads_what_the_first_made(recipe, monkeypatch):
     first = recipe.retrieval("test")
-    made = {path: path.stat().st_mtime_ns for path in recipes.cache_folder().rglob("*.*npy")}
+    made = {path: path.stat().st_mtime_ns for path in cache_folder().rglob("*.*npy")}
     assert made
     forbid(monkeypatch, recipes, "train_language_model")
     forbid(monkeypatch, recipes.Datastore, "build_each")
@@ -66,29 +66,29 @@ def test_the_second_call_reads_what_the_first_made(recipe, monkeypatch):
 
 def test_recorded_numbers_are_plain_json_and_replace_the_earlier(monkeypatch, tmp_path, store):
     monkeypatch.setenv("KNNLM_RESULTS", str(tmp_path))
-    monkeypatch.setattr(recipes, "_used", {"tiny/model-2", "tiny/model-1"})
-    recipes.record("01_x", a=1, gone=2)
-    recipes.record("01_x", a=store.values[:3].mean(), b="text")
+    monkeypatch.setattr(results, "used", {"tiny/model-2", "tiny/model-1"})
+    results.record("01_x", a=1, gone=2)
+    results.record("01_x", a=store.values[:3].mean(), b="text")
     written = json.loads((tmp_path / "01_x.json").read_text())
     assert written.pop("artifacts") == ["tiny/model-1", "tiny/model-2"]
     assert written == {"a": float(store.values[:3].mean()), "b": "text"}
 
 
 def test_claims_are_held_at_full_size_alone(monkeypatch):
-    claim(holds=True)
-    monkeypatch.setattr(recipes, "SMALL", False)
+    results.claim(holds=True)
+    monkeypatch.setenv("KNNLM_SMALL", "0")
     with pytest.raises(AssertionError, match=r"no longer holds: memory helps\.$"):
-        claim(**{"memory helps": False, "it costs": True})
-    monkeypatch.setattr(recipes, "SMALL", True)
-    claim(**{"memory helps": False})
+        results.claim(**{"memory helps": False, "it costs": True})
+    monkeypatch.setenv("KNNLM_SMALL", "1")
+    results.claim(**{"memory helps": False})
 
 
 def test_what_was_used_is_noted(recipe, monkeypatch):
-    monkeypatch.setattr(recipes, "_used", set())
+    monkeypatch.setattr(results, "used", set())
     folder = recipe.index().path
-    kinds = {name.split("/")[1].split("-")[0] for name in recipes._used}
+    kinds = {name.split("/")[1].split("-")[0] for name in results.used}
     assert kinds == {"model", "datastore", "index"}
-    assert f"tiny/{folder.name}" in recipes._used
+    assert f"tiny/{folder.name}" in results.used
 
 
 def test_a_datastore_of_another_text_is_not_the_corpus(recipe):
@@ -108,23 +108,24 @@ def test_a_pretrained_model_is_not_trained(recipe, model_folder, lm, monkeypatch
     assert retrieval.record["window"] == 16
 
 
-def test_one_switch_makes_every_chapter_small():
+def test_one_switch_makes_every_chapter_small(monkeypatch):
     def sizes(small: str) -> dict:
-        say = (
-            "import json; from dataclasses import asdict; from knnlm import RECIPES as r; "
-            "print(json.dumps({n: asdict(r[n]) for n in r}))"
-        )
-        environment = {**os.environ, "KNNLM_SMALL": small}
-        run = [sys.executable, "-c", say]
-        return json.loads(subprocess.run(run, env=environment, capture_output=True).stdout)
+        monkeypatch.setenv("KNNLM_SMALL", small)
+        return {name: asdict(recipes.load_recipe(name)) for name in recipes.RECIPES}
 
     full, small = sizes("0"), sizes("1")
+    assert full == sizes("") == {n: asdict(recipe) for n, recipe in recipes.RECIPES.items()}
     changed = {name for name in full if full[name] != small[name]}
     assert changed == set(recipes.SMALLER) == set(full) - {"kogpt2", "small"}
     for name in changed:
         for field, value in small[name].items():
             before = full[name][field]
             assert value == before or field == "factory" or 0 < value < (before or np.inf)
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(InputError, match=r"no recipe 'facts'\. Use one of factbook, "):
+        recipes.load_recipe("facts")
 
 
 def test_the_korean_studys_recipe_has_its_sizes():

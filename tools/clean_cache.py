@@ -15,7 +15,7 @@ from pathlib import Path
 
 import build_book
 
-from knnlm.files import cache_folder
+from knnlm.artifacts import cache_folder
 
 ARTIFACT = re.compile(r"(model|tuned|datastore|index|retrieval)-[0-9a-f]{12,16}")
 
@@ -46,7 +46,6 @@ def main() -> int:
     print(f"removing {len(unused)} that are not, {gone / 1e9:.1f} GB", flush=True)
     for folder in unused:
         shutil.rmtree(folder)
-        Path(f"{folder}.lock").unlink(missing_ok=True)
     return 0
 
 

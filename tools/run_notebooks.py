@@ -24,7 +24,7 @@ from pathlib import Path
 import nbformat
 import psutil
 
-RECIPE = re.compile(r'RECIPES\["(\w+)"\]')
+RECIPE = re.compile(r'load_recipe\("(\w+)"\)')
 SOLUTION = re.compile(r"^(`{3,}|:{3,})\{solution\}.*?^\1\s*$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GUESS = 60.0  # seconds of a notebook that was never run

