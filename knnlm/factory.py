@@ -1,5 +1,6 @@
-"""FAISS's own indexes: made from a factory string, trained on a sample, read, looked into."""
+"""FAISS's own indexes: made from a factory string, trained on a sample, written, read."""
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -48,6 +49,23 @@ def index_factory(dim: int, factory: str, metric: str) -> faiss.Index:
 def reason(error: RuntimeError) -> str:
     """Return what FAISS says, without where in its source it says so."""
     return str(error).splitlines()[0].split(": ")[-1].rstrip(".")
+
+
+def write_index(index: faiss.Index, file: Path) -> int:
+    """Write an index to a file, and return the file's checksum.
+
+    FAISS writes by itself, too, but does not notice when the last bytes find the disk full.
+    """
+    checksum = 0
+
+    def write(piece: bytes) -> int:
+        nonlocal checksum
+        checksum = zlib.crc32(piece, checksum)
+        return opened.write(piece)
+
+    with open(file, "wb") as opened:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+    return checksum
 
 
 def read_index(file: Path, size: int, mmap: bool = False) -> faiss.Index:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
-from knnlm.arrays import crc32
-from knnlm.artifacts import Claim, Record, claim, full_disk_named, read_complete
+from knnlm.artifacts import Claim, Record, claim, read_complete
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
 from knnlm.factory import (
@@ -25,6 +24,7 @@ from knnlm.factory import (
     reason,
     searching,
     train,
+    write_index,
 )
 from knnlm.progress import progress
 
@@ -340,19 +340,18 @@ class _Builder:
                     self._save()
                     saved = time.perf_counter()
         self._save()
-        self.record["crc32"] = {self.file.name: crc32(self.file)}
 
     def _save(self) -> None:
         partial = self.file.with_name(self.file.name + ".part")
-        with full_disk_named(self.claim.folder):
-            try:
-                faiss.write_index(self.index, str(partial))
-            except RuntimeError:
-                partial.unlink(missing_ok=True)  # in the way of nobody
-                raise
+        try:
+            checksum = write_index(self.index, partial)
+        except OSError:
+            partial.unlink(missing_ok=True)  # it would be in the way of what needs room
+            raise
         os.replace(partial, self.file)
         now = time.perf_counter()
         self.record["seconds"] += now - self._since
         self._since = now
         self.record |= {"rows_done": self.index.ntotal, "bytes": self.file.stat().st_size}
+        self.record["crc32"] = {self.file.name: checksum}
         self.claim.save()

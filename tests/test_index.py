@@ -227,7 +227,7 @@ def test_a_build_that_was_stopped_goes_on_without_keys_twice_or_training_again(
     path = tmp_path / "killed"
     with monkeypatch.context() as patch:
         if death == "before the file":
-            dying(patch, "write_index", 3, faiss)
+            dying(patch, "write_index", 3)
         elif death == "between file and record":
             dying(patch, "save", 4, Claim)
         else:
