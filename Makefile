@@ -39,11 +39,12 @@ test: venv lint  ## run every test: module, command line, each notebook at test 
 	@$(RUN) tools/build_book.py --small --jobs $(JOBS)
 	@$(RUN) -m pytest -q -rs -n $(JOBS) --noconftest tests/test_pages.py
 
-lint: venv  ## check style and spelling, and that notebooks carry no outputs
+lint: venv  ## check style, spelling and types, and that notebooks carry no outputs
 	@$(RUN) tools/contents.py | tr '\n' '\0' | xargs -0 "$(BIN)/python" -m ruff check -q $(SOURCES)
 	@$(RUN) tools/contents.py | tr '\n' '\0' | xargs -0 "$(BIN)/python" -m ruff format -q --check $(SOURCES)
 	@$(RUN) tools/contents.py | tr '\n' '\0' | xargs -0 "$(BIN)/python" -m nbstripout --verify --keep-id
 	@$(RUN) -m codespell_lib
+	@$(RUN) -m mypy --no-error-summary
 
 lab: book  ## open the executed notebooks in JupyterLab
 	@$(RUN) -m jupyter lab _build/executed
@@ -64,7 +65,7 @@ repository: venv  ## write the repository's address everywhere: URL=https://...,
 	@$(RUN) tools/repository.py $(if $(filter undefined,$(origin URL)),,"$(URL)")
 
 clean:  ## remove what was built; .venv and the cache stay
-	rm -rf _build .hypothesis .pytest_cache .ruff_cache *.egg-info
+	rm -rf _build .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 clean-cache: venv  ## remove from the cache what the last builds did not use, and say how much
 	@$(RUN) tools/clean_cache.py

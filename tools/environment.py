@@ -39,8 +39,14 @@ LOCK = """\
 def requirements(*extras: str) -> list[str]:
     """What pyproject.toml asks for: of the package itself, and of the extras named."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    optional = project["optional-dependencies"]
-    return project["dependencies"] + [text for extra in extras for text in optional[extra]]
+    found, waiting = dict.fromkeys(project["dependencies"]), list(extras)
+    while waiting:
+        for text in project["optional-dependencies"][waiting.pop()]:
+            if Requirement(text).name == project["name"]:
+                waiting += Requirement(text).extras  # an extra that holds others
+            else:
+                found[text] = None
+    return list(found)
 
 
 def installed(wanted: Iterable[str]) -> dict[str, str]:

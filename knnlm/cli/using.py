@@ -26,7 +26,7 @@ from knnlm.cli.options import (
     check_output,
     numbers,
 )
-from knnlm.errors import InputError
+from knnlm.errors import InputError, needs
 
 
 def _open(model: str, index: Path, device: str, precision: str):
@@ -122,6 +122,10 @@ def sweep(
     check_output(csv, figure)
     if figure and figure.suffix not in (".svg", ".png", ".pdf"):
         raise InputError(f"{figure} names no kind of figure known here. End it in .svg.")
+    if figure:
+        with needs("plots"):
+            import matplotlib
+        matplotlib.use("Agg")
     from knnlm.evaluation import perplexity
     from knnlm.inputs import load_text
 
@@ -151,9 +155,6 @@ def sweep(
     if csv:
         surface.table.to_csv(csv, index=False)
     if figure:
-        import matplotlib
-
-        matplotlib.use("Agg")
         from knnlm.book import plotting
 
         plotting.use_style()
