@@ -6,6 +6,8 @@ perplexity, cases, generated text. Each arrow is one file; :data:`FILES` has the
 
 import gc
 import importlib
+from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -36,10 +38,14 @@ FILES = {
         "knn_log_prob_grid",
         "neighbor_shares",
     ],
-    "evaluation": ["Sweep", "bootstrap", "perplexity"],
+    "evaluation": ["Sweep", "best_mixture", "bootstrap", "perplexity"],
     "lookup": [],
     "retrieval": ["Retrieval"],
     "methods": [],
+    "methods.adaptive": [],
+    "methods.merging": [],
+    "methods.pointers": [],
+    "methods.cache": [],
     "cases": ["Case", "NeighborList", "find_cases"],
     "generation": ["KNNLogitsProcessor", "generate"],
     "planner": ["plan"],
@@ -51,7 +57,7 @@ _FILE_OF = {name: file for file, names in FILES.items() for name in names}
 __all__ = sorted(_FILE_OF)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Import a file when one of its names is first used: ``import knnlm`` itself is instant."""
     if name in FILES:
         return _import(name)
@@ -60,7 +66,7 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'knnlm' has no attribute {name!r}")
 
 
-def _import(file: str):
+def _import(file: str) -> ModuleType:
     """Import a file, and do not look for garbage meanwhile: a fifth of the time, and none there."""
     collects = gc.isenabled()
     gc.disable()

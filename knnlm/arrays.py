@@ -44,7 +44,7 @@ class Rows:
             values = np.ascontiguousarray(values)
             array = self._array(name, values)
             array[first:stop] = values
-            record["crc32"][f"{name}.npy"] = zlib.crc32(values, record["crc32"][f"{name}.npy"])
+            record["crc32"][f"{name}.npy"] = zlib.crc32(values.data, record["crc32"][f"{name}.npy"])
         record["rows_done"] = stop
         if stop == self.n or time.perf_counter() - self._saved > CHECKPOINT_SECONDS:
             self.save()

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import filelock
 import platformdirs
@@ -61,7 +62,7 @@ class Record(dict):
         super().__init__(entries)
         self.path = path
 
-    def __missing__(self, name: str):
+    def __missing__(self, name: str) -> NoReturn:
         raise InputError(f"{self.path} lacks {name!r}. Delete {self.path.parent} and build again.")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def find_cases(
     temperature: float = 1.0,
     top: int = 20,
     sort: str = "helped",
-    positions: Sequence[int] | None = None,
+    positions: Sequence[int] | np.ndarray | None = None,
     most_likely: int = 5,
     context: int = 32,
 ) -> list[Case]:
@@ -119,53 +120,59 @@ def find_cases(
             "position": np.arange(len(gain)),
         }
         positions = order[sort][:top]
-    positions = np.asarray(positions, dtype=np.int64)
-    if len(positions) > AT_ONCE:  # three distributions over the vocabulary for each
-        parts = np.split(positions, range(AT_ONCE, len(positions), AT_ONCE))
-        how = {"k": k, "lam": lam, "temperature": temperature, "most_likely": most_likely}
-        found = (find_cases(lm, retrieval, **how, positions=p, context=context) for p in parts)
-        return [case for cases in found for case in cases]
+    chosen = np.asarray(positions, dtype=np.int64)
+    if len(chosen) > AT_ONCE:  # three distributions over the vocabulary for each
+        parts = np.split(chosen, range(AT_ONCE, len(chosen), AT_ONCE))
+        mixture = Setting(k, lam, temperature)
+        return [
+            case
+            for part in parts
+            for case in find_cases(
+                lm, retrieval, mixture, positions=part, most_likely=most_likely, context=context
+            )
+        ]
 
     record = retrieval.record
     stream = TokenStream.of_record(record, retrieval.targets, lm.tokenizer_fingerprint)
-    distances = np.asarray(retrieval.neighbors.distances[positions, :k])
-    ids = np.asarray(retrieval.neighbors.ids[positions, :k])
+    distances = np.asarray(retrieval.neighbors.distances[chosen, :k])
+    ids = np.asarray(retrieval.neighbors.ids[chosen, :k])
     store = retrieval.index.datastore
     values = store.values_of(ids)
     shares = neighbor_shares(distances, temperature)
-    log_lm = lm.log_distribution(stream, positions, record["window"], record["stride"])
+    log_lm = lm.log_distribution(stream, chosen, record["window"], record["stride"])
     p_lm = np.exp(log_lm.astype(np.float64))
     p_knn = knn_distribution(distances, values, lm.vocab_size, temperature)
     with np.errstate(divide="ignore"):
         p_mix = np.exp(interpolate(np.log(p_lm), np.log(p_knn), lam))
 
-    def piece(token: int) -> str:
-        return lm.tokenizer.decode([int(token)])
+    def decode(tokens: list[int] | np.ndarray) -> str:
+        return cast(str, lm.tokenizer.decode(tokens))  # of several texts it would be a list
 
     def likeliest(p: np.ndarray) -> list[tuple[str, float]]:
-        tokens = np.argsort(-p, kind="stable")[:most_likely]
-        return [(piece(t), float(p[t])) for t in tokens if p[t] > 0]
+        tokens = np.argsort(-p, kind="stable")[:most_likely].tolist()
+        return [(decode([t]), float(p[t])) for t in tokens if p[t] > 0]
 
     cases = []
-    for i, position in enumerate(positions.tolist()):
+    for i, position in enumerate(chosen.tolist()):
         target = int(retrieval.targets[position])
         document = int(retrieval.documents[position])
         first = max(int(stream.document_starts[document]), position - context + 1)
         found = np.flatnonzero(ids[i] >= 0)
+        tokens, rows = values[i, found].tolist(), ids[i, found].tolist()
         neighbors = NeighborList(
-            labels=[piece(t) for t in values[i, found]],
-            values=values[i, found].tolist(),
+            labels=[decode([token]) for token in tokens],
+            values=tokens,
             distance=distances[i, found].tolist(),
             softmax=shares[i, found].tolist(),
-            contexts=[lm.tokenizer.decode(store.context(r, context)) for r in ids[i, found]],
-            documents=[store.document_name(r) for r in ids[i, found]],
+            contexts=[decode(store.context(row, context)) for row in rows],
+            documents=[store.document_name(row) for row in rows],
         )
         cases.append(
             Case(
                 position=position,
                 document=stream.document_names[document],
-                context=lm.tokenizer.decode(stream.tokens[first : position + 1]),
-                label=piece(target),
+                context=decode(stream.tokens[first : position + 1]),
+                label=decode([target]),
                 lm=likeliest(p_lm[i]),
                 knn=likeliest(p_knn[i]),
                 knn_lm=likeliest(p_mix[i]),

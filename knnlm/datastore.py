@@ -69,8 +69,10 @@ class Datastore:
             When the folder holds something else, another process writes it, or a key overflows
             float16.
         """
-        how = {"window": window, "stride": stride, "dtype": dtype}
-        return cls.build_each({key_layer: path}, lm, text, **how)[str(key_layer)]
+        stores = cls.build_each(
+            {key_layer: path}, lm, text, window=window, stride=stride, dtype=dtype
+        )
+        return stores[str(key_layer)]
 
     @classmethod
     def build_each(
@@ -190,7 +192,7 @@ class Datastore:
 
     def context(self, row: int, length: int = 16) -> np.ndarray:
         """Return the last ``length`` token ids before a row's value, within its document."""
-        start = int(self.document_starts[document_of(self.document_starts, row)])
+        start = int(self.document_starts[self._document_of(row)])
         first = max(start, row - length + 1)
         if first > 0:
             return np.asarray(self.values[first - 1 : row])
@@ -198,7 +200,10 @@ class Datastore:
 
     def document_name(self, row: int) -> str:
         """Return the name of the document that a row's key was read from."""
-        return self.record["document_names"][int(document_of(self.document_starts, row))]
+        return self.record["document_names"][self._document_of(row)]
+
+    def _document_of(self, row: int) -> int:
+        return int(document_of(self.document_starts, np.asarray(row)))
 
 
 class _Writer:

@@ -1,6 +1,6 @@
-"""What log-probabilities say: perplexity, the best of a sweep, an interval over documents."""
+"""What to report: perplexity, the best of a sweep, intervals over documents, near-duplicates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from knnlm.errors import InputError
-from knnlm.mixture import Setting
+from knnlm.mixture import Setting, interpolate
 
 
 def perplexity(log_probs: np.ndarray, units: int | None = None) -> float:
@@ -39,6 +39,36 @@ class Sweep:
         return Setting(
             int(row["k"]), float(row["lam"]), float(row["temperature"]), float(row["perplexity"])
         )
+
+
+def best_mixture(
+    lm_log_prob: np.ndarray, knn_log_probs: Mapping[float, np.ndarray], lams: Iterable[float]
+) -> tuple[float, float]:
+    """Return the λ and the temperature at which the mixture's perplexity is lowest.
+
+    For what :meth:`~knnlm.retrieval.Retrieval.sweep` does not know: weighted neighbors, pointers, a
+    cache.
+
+    Parameters
+    ----------
+    lm_log_prob
+        ``(n,)``, in nats: of what is mixed into.
+    knn_log_probs
+        ``(n,)`` by temperature, in nats: of what is mixed in.
+    lams
+        Shares of it to try.
+
+    >>> known = {1: np.log([0.1, 0.5]), 2: np.log([0.5, 0.5])}
+    >>> best_mixture(np.log([0.5, 0.1]), known, [0, 0.5, 1])
+    (1, 2)
+    """
+    lm_log_prob, lams = np.asarray(lm_log_prob, dtype=np.float64), list(lams)
+    total = {
+        (lam, temperature): interpolate(lm_log_prob, log_prob, lam).sum()
+        for temperature, log_prob in knn_log_probs.items()
+        for lam in lams
+    }
+    return max(total, key=lambda pair: total[pair])
 
 
 class Interval(NamedTuple):
@@ -91,3 +121,37 @@ def bootstrap(
     drawn = (draws @ sums) / (draws @ units)
     low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
     return Interval(float(sums.sum() / units.sum()), low, high)
+
+
+def from_nearest_documents(
+    documents: np.ndarray, neighbor_documents: np.ndarray, count: int, k: int = 8
+) -> np.ndarray:
+    """Return which neighbors come from the stored documents nearest to their token's, ``(n, m)``.
+
+    Nearest to a document are the ``count`` from which most of its tokens' first k neighbors come:
+    its near-duplicates above all. What a memory gains without them says what it would bring to a
+    text that it does not hold in other words.
+
+    Parameters
+    ----------
+    documents
+        ``(n,)``: the number of the document to which each token belongs, as in
+        :attr:`~knnlm.retrieval.Retrieval.documents`.
+    neighbor_documents
+        ``(n, m)``, nearest first: the number of the stored document that each neighbor is from, −1
+        for none, as ``document_of(store.document_starts, ids)`` returns.
+    count
+        Documents to name for each; of those with equally many neighbors, any.
+    k
+        How many neighbors of a token count.
+
+    >>> own, found = np.array([0, 0, 1]), np.array([[4, 2], [4, 3], [2, 4]])
+    >>> from_nearest_documents(own, found, count=1, k=1).tolist()
+    [[True, False], [True, False], [True, False]]
+    """
+    there, own = neighbor_documents >= 0, documents[:, None]
+    votes = np.zeros((documents.max() + 1, neighbor_documents.max() + 1))
+    np.add.at(votes, (own, neighbor_documents[:, :k]), there[:, :k])
+    is_near = np.zeros(votes.shape, dtype=bool)
+    np.put_along_axis(is_near, np.argsort(-votes, axis=1)[:, :count], True, axis=1)
+    return is_near[own, neighbor_documents] & there

@@ -64,7 +64,7 @@ def write_index(index: faiss.Index, file: Path) -> int:
         return opened.write(piece)
 
     with open(file, "wb") as opened:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(write))  # type: ignore[attr-defined]
     return checksum
 
 
@@ -118,7 +118,7 @@ def train(index: faiss.Index, sample: np.ndarray, factory: str, n: int) -> None:
     """
     least = 1
     for part in parts(index):
-        if hasattr(part, "nlist"):
+        if isinstance(part, faiss.IndexIVF):
             part.cp.min_points_per_centroid = 1
             least = max(least, part.nlist)
         if hasattr(part, "pq"):

@@ -1,5 +1,7 @@
 """kNN-LM inside ``model.generate``: greedy, sampling or beams, in batches."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -59,7 +61,7 @@ class KNNLogitsProcessor(LogitsProcessor):
         self._captured = self._tap.__enter__()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self._tap.__exit__(*exception)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -67,9 +69,9 @@ class KNNLogitsProcessor(LogitsProcessor):
         if self.lam == 0:
             return scores
         # Left padding keeps the last place for the last token; beams are rows like any other.
-        keys = self._captured[self.key_layer]
-        keys = keys.reshape(len(scores), -1, keys.shape[-1])[:, -1].float().cpu().numpy()
-        distances, ids = self.index.search(keys, self.k, nprobe=self.nprobe)
+        read = self._captured[self.key_layer]
+        keys = read.reshape(len(scores), -1, read.shape[-1])[:, -1]  # (batch, dim)
+        distances, ids = self.index.search(keys.float().cpu().numpy(), self.k, nprobe=self.nprobe)
         values = self.index.datastore.values_of(ids)
         p_knn = knn_distribution(distances, values, scores.shape[-1], self.temperature)
         log_lm = torch.log_softmax(scores.float(), dim=-1).cpu().numpy()
@@ -130,10 +132,12 @@ def generate(
     mask = torch.tensor([[0] * len(p) + [1] * (width - len(p)) for p in padding])
     torch.manual_seed(seed)
     autocast = torch.autocast(lm.device.type, lm.dtype, enabled=lm.dtype != torch.float32)
-    mixture = {"k": k, "lam": lam, "temperature": temperature, "nprobe": nprobe}
-    processor = KNNLogitsProcessor(lm, index, setting, **mixture)
+    processor = KNNLogitsProcessor(
+        lm, index, setting, k=k, lam=lam, temperature=temperature, nprobe=nprobe
+    )
+    model: Any = lm.model  # PreTrainedModel itself has no generate; those of causal LMs do
     with processor, autocast:
-        output = lm.model.generate(
+        output = model.generate(
             tokens.to(lm.device),
             attention_mask=mask.to(lm.device),
             max_new_tokens=max_new_tokens,

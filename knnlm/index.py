@@ -145,7 +145,7 @@ class Index:
             "train_size": min(train_size, n),
             "seed": seed,
             "rows": None if rows is None else n,
-            "rows_crc32": None if rows is None else zlib.crc32(rows),
+            "rows_crc32": None if rows is None else zlib.crc32(rows.data),
         }
         with claim(path, "index", wanted, FILES) as made:
             where = os.path.relpath(datastore.path.resolve(), path.resolve())
@@ -210,7 +210,7 @@ class Index:
         ivf = inverted_file(self.faiss_index)
         if nprobe is not None:
             _check_nprobe(nprobe)
-        return ivf and min(nprobe or self.record["nprobe"], ivf.nlist)
+        return min(nprobe or self.record["nprobe"], ivf.nlist) if ivf else None
 
     def search(
         self, queries: np.ndarray, k: int, *, nprobe: int | None = None, exact: bool = False

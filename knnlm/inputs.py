@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from knnlm.corpora import CORPORA, SPLITS, load_corpus
@@ -59,7 +60,7 @@ def load_text(*specs: str | Path, split_documents: bool = False) -> Split:
         elif spec and path.exists():
             if path.is_dir() and not any(path.rglob("*.txt")):
                 raise InputError(f"The folder {spec} holds no .txt file. Put one document in each.")
-            parts.append(Split(path.stem, lambda path=path: _read_path(path, split_documents)))
+            parts.append(Split(path.stem, partial(_read_path, path, split_documents)))
         elif head in CORPORA:
             parts.append(load_corpus(head).split(tail))
         elif spec in CORPORA:

@@ -1,9 +1,9 @@
 """Where a model's keys are read: which vector of which block, in every known architecture."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -96,7 +96,7 @@ def find_module(model: PreTrainedModel, key_layer: str) -> tuple[torch.nn.Module
         )
     if kind == KeyLayer.FINAL_NORM_OUTPUT:
         return model.get_submodule(names.final_norm), "output"
-    blocks = model.get_submodule(names.blocks)
+    blocks = cast(torch.nn.ModuleList, model.get_submodule(names.blocks))
     try:
         block = blocks[int(number) if number else -1]
     except (IndexError, ValueError) as error:
@@ -115,7 +115,9 @@ class Enough(Exception):
 
 
 @contextmanager
-def tap(model: PreTrainedModel, key_layers: Iterable[str], stop: bool = False):
+def tap(
+    model: PreTrainedModel, key_layers: Iterable[str], stop: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
     """Collect vectors while the model runs: yields a dict that each forward pass fills anew.
 
     Parameters
@@ -129,7 +131,7 @@ def tap(model: PreTrainedModel, key_layers: Iterable[str], stop: bool = False):
     layers = list(key_layers)
     handles = []
 
-    def take(layer: str, value) -> None:
+    def take(layer: str, value: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         captured[layer] = value[0] if isinstance(value, tuple) else value
         if stop and len(captured) == len(layers):
             raise Enough

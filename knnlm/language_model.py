@@ -3,10 +3,10 @@
 import hashlib
 import inspect
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,13 +66,11 @@ def join(readings: Iterable[Reading]) -> Reading:
         layer: np.concatenate([reading.keys[layer] for reading in readings])
         for layer in readings[0].keys
     }
-    log_probs = None
-    if readings[0].log_probs is not None:
-        log_probs = np.concatenate([reading.log_probs for reading in readings])
+    given = [reading.log_probs for reading in readings if reading.log_probs is not None]
+    log_probs = np.concatenate(given) if given else None
     return Reading(readings[0].first, readings[-1].stop, keys, log_probs)
 
 
-@dataclass
 class LanguageModel:
     """A causal LM with its tokenizer, on a device, in a precision.
 
@@ -89,17 +87,19 @@ class LanguageModel:
         :func:`~knnlm.device.choose_device`, :func:`~knnlm.device.choose_precision`.
     """
 
-    model: PreTrainedModel
-    tokenizer: Tokenizer
-    name: str = "model"
-    device: str | torch.device = "auto"
-    precision: str = "auto"
-
-    def __post_init__(self):
-        self.device = choose_device(str(self.device))
-        self.dtype = choose_precision(self.precision, self.device)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        name: str = "model",
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+    ):
+        self.tokenizer, self.name = tokenizer, name
+        self.device = choose_device(str(device))
+        self.dtype = choose_precision(precision, self.device)
         self.precision = str(self.dtype).removeprefix("torch.")
-        self.model = self.model.to(self.device).eval()
+        self.model: PreTrainedModel = model.to(self.device).eval()  # type: ignore[arg-type]
         reuse_memory()
 
     @classmethod
@@ -121,9 +121,10 @@ class LanguageModel:
             )
         try:
             with one_bar():
-                model, loading = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
                     name, dtype=torch.float32, output_loading_info=True
                 )
+            model, loading = loaded
             tokenizer = _load_tokenizer(name, model.config)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
@@ -235,22 +236,33 @@ class LanguageModel:
                     yield self._read_batch(stream, batch, captured, log_probs)
 
     @torch.inference_mode()
-    def _read_batch(self, stream, batch: list[Window], captured: dict, log_probs: bool) -> Reading:
+    def _read_batch(
+        self,
+        stream: TokenStream,
+        batch: list[Window],
+        captured: dict[str, torch.Tensor],
+        log_probs: bool,
+    ) -> Reading:
         length = batch[0].stop - batch[0].start
         at = np.array([w.start for w in batch])[:, None] + np.arange(length + 1)
         tokens = torch.from_numpy(stream.tokens[at].astype(np.int64)).to(self.device)
         given = [w.stop - w.first for w in batch]
         keep = max(given)
-        captured.clear()
-        try:
-            logits = self._forward(tokens[:, :-1], keep if log_probs else 1)
-        except Enough:
-            logits = None
 
         def given_rows(values: torch.Tensor) -> np.ndarray:
             rows = [values[i, values.shape[1] - g :] for i, g in enumerate(given)]
             return torch.cat(rows).float().cpu().numpy()
 
+        captured.clear()
+        target_log_probs = None
+        with suppress(Enough):
+            logits = self._forward(tokens[:, :-1], keep if log_probs else 1)
+            if log_probs:
+                targets = tokens[:, tokens.shape[1] - keep :]
+                loss = torch.nn.functional.cross_entropy(
+                    logits.float().flatten(0, 1), targets.flatten(), reduction="none"
+                )
+                target_log_probs = given_rows(-loss.view(len(batch), keep))
         for layer, vectors in captured.items():
             if vectors.shape[:-1].numel() != len(batch) * length:
                 raise InputError(
@@ -261,13 +273,6 @@ class LanguageModel:
             layer: given_rows(vectors.reshape(len(batch), length, -1))
             for layer, vectors in captured.items()
         }
-        target_log_probs = None
-        if log_probs:
-            targets = tokens[:, tokens.shape[1] - keep :]
-            loss = torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), targets.flatten(), reduction="none"
-            )
-            target_log_probs = given_rows(-loss.view(len(batch), keep))
         return Reading(batch[0].first, batch[-1].stop, keys, target_log_probs)
 
     def _forward(self, tokens: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:

@@ -54,13 +54,15 @@ def write_table(
         if reading is None
         else _in_chunks(reading, layer, rows.done)
     )
-    how = {"nprobe": record["nprobe"], "exact": record["exact"]}
     id_type = np.int32 if len(index.datastore) < 2**31 else np.int64
     last = time.perf_counter()
     with progress(description="retrieve", unit="tokens", total=rows.n, done=rows.done) as bar:
         for part in readings:
+            assert part.log_probs is not None  # they are asked for, or checked
             read = time.perf_counter()
-            distances, ids = index.search(part.keys[layer], record["k"], **how)
+            distances, ids = index.search(
+                part.keys[layer], record["k"], nprobe=record["nprobe"], exact=record["exact"]
+            )
             now = time.perf_counter()
             record["forward_seconds"] += read - last
             record["search_seconds"] += now - read
@@ -86,5 +88,6 @@ def _in_chunks(reading: Reading, layer: str, done: int) -> Iterator[Reading]:
 
 
 def _some(reading: Reading, layer: str, first: int, stop: int) -> Reading:
+    assert reading.log_probs is not None
     rows = slice(first - reading.first, stop - reading.first)
     return Reading(first, stop, {layer: reading.keys[layer][rows]}, reading.log_probs[rows])

@@ -1,5 +1,7 @@
 """The loss of training: cross-entropy without the logits of all tokens in memory at once."""
 
+from typing import Any
+
 import torch
 
 ROWS = 256  # tokens at a time: their logits over a vocabulary of thousands stay in the cache
@@ -9,7 +11,13 @@ class _CrossEntropy(torch.autograd.Function):
     """Takes the gradients in the forward pass, while the logits of some tokens are there."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, dtype):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         inputs, matrix = hidden.to(dtype), weight.to(dtype)
         to_inputs = torch.empty_like(inputs)
         to_matrix = torch.zeros_like(weight, dtype=torch.float32)
@@ -31,7 +39,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss / len(targets)
 
     @staticmethod
-    def backward(ctx, scale):
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         to_hidden, to_weight = ctx.saved_tensors
         return scale * to_hidden, scale * to_weight, None, None
 

@@ -6,10 +6,10 @@ place with no neighbor (id −1 in FAISS) has distance ``inf``, and so a share o
 has no neighbor at all, p_kNN does not exist: it is ``nan``, and the mixture is p_LM alone.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 
 def knn_log_prob(
@@ -99,8 +99,8 @@ def knn_distribution(
 def knn_log_prob_grid(
     distances: np.ndarray,
     is_target: np.ndarray,
-    temperatures: Sequence[float],
-    ks: Sequence[int],
+    temperatures: npt.ArrayLike,
+    ks: npt.ArrayLike,
 ) -> np.ndarray:
     """Return what :func:`knn_log_prob` does for every temperature and k, at the price of about one.
 
@@ -121,12 +121,12 @@ def knn_log_prob_grid(
         ``(temperatures, ks, n) float64``.
     """
     n, width = distances.shape
-    ks = np.asarray(ks)
-    if not 1 <= ks.min() <= ks.max() <= width:
+    each_temperature, each_k = np.atleast_1d(temperatures), np.atleast_1d(ks)
+    if not 1 <= each_k.min() <= each_k.max() <= width:
         raise ValueError(
-            f"k is {ks.tolist()}, but there are {width} neighbors. Choose from 1 to {width}."
+            f"k is {each_k.tolist()}, but there are {width} neighbors. Choose from 1 to {width}."
         )
-    ends = np.unique(ks)  # the sums for each k are made of the segments that end at or before it
+    ends = np.unique(each_k)  # the sums for a k are made of the segments that end at or before it
     segments = [slice(lo, hi) for lo, hi in zip([0, *ends[:-1]], ends, strict=True)]
 
     # The target's neighbors are shifted by the nearest of their own, so that nothing underflows.
@@ -136,17 +136,17 @@ def knn_log_prob_grid(
     farther = nearest[row] - distances[row, place]
     cell = row * len(ends) + np.searchsorted(ends, place, side="right")
 
-    result = np.empty((len(temperatures), len(ks), n))
+    result = np.empty((len(each_temperature), len(each_k), n))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         farther_than_first = distances[:, :1] - distances[:, : ends[-1]]
-        for i, t in enumerate(np.asarray(temperatures).tolist()):
+        for i, t in enumerate(each_temperature.tolist()):
             _check_temperature(t)
             weights = np.exp(farther_than_first / t)
             total = np.stack([weights[:, segment].sum(axis=1) for segment in segments], axis=1)
             target = np.bincount(cell, np.exp(farther / t), n * len(ends)).reshape(n, -1)
             log_prob = np.log(target.cumsum(axis=1)) - np.log(total.cumsum(axis=1))
             log_prob += np.where(np.isinf(nearest), 0, (distances[:, 0] - nearest) / t)[:, None]
-            result[i] = np.minimum(log_prob, 0).T[np.searchsorted(ends, ks)]
+            result[i] = np.minimum(log_prob, 0).T[np.searchsorted(ends, each_k)]
     result[..., np.isinf(distances[:, 0])] = np.nan
     return result
 

@@ -1,6 +1,8 @@
 """The optimizer of the small models: orthogonal steps for matrices, AdamW for the rest."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import GPT2LMHeadModel
@@ -39,7 +41,7 @@ class Muon(torch.optim.AdamW):
         ]
         writing = [w for name, w in blocks.items() if name.endswith("c_proj.weight")]
         tokens, positions = model.transformer.wte.weight, model.transformer.wpe.weight
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": reading},  # a unit (of a head, of the feed-forward layer) is a column
             {"params": writing},  # … a row
             {"params": [tokens], "weight_decay": 0.1, "lr": 2 * lr},
@@ -49,7 +51,9 @@ class Muon(torch.optim.AdamW):
         super().__init__(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(  # type: ignore[override]  # torch tells two cases apart, which are one here
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """Update the blocks' matrices; AdamW then updates what still has a gradient."""
         reading, writing, *_ = self.param_groups
         units = [self._momentum(w).T for w in reading["params"]]
@@ -66,6 +70,7 @@ class Muon(torch.optim.AdamW):
     def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the momentum, Nesterov's, and take the gradient away."""
         state, gradient = self.state[weight], weight.grad
+        assert gradient is not None  # no weight of a block is left out of a step
         weight.grad = None
         if not state:  # AdamW asks every loaded state for its step
             state.update(step=torch.zeros(()), momentum=torch.zeros_like(weight))

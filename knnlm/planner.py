@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import faiss
 import numpy as np
@@ -101,12 +102,13 @@ def _index_bytes(index: faiss.Index, n: int) -> float:
     index = faiss.downcast_index(index)
     d = index.d
     if isinstance(index, faiss.IndexPreTransform):
-        chain = [index.chain.at(i) for i in range(index.chain.size())]
-        return sum(4 * t.d_in * t.d_out for t in chain) + _index_bytes(index.index, n)
+        chain: Any = index.chain  # a vector of C++, not the list that FAISS's types say
+        steps = [chain.at(i) for i in range(chain.size())]
+        return sum(4 * t.d_in * t.d_out for t in steps) + _index_bytes(index.index, n)
     if isinstance(index, faiss.IndexRefine):
         return _index_bytes(index.base_index, n) + _index_bytes(index.refine_index, n)
     if isinstance(index, faiss.IndexHNSW):
-        degree = index.hnsw.nb_neighbors(1)
+        degree = index.hnsw.nb_neighbors(1)  # type: ignore[attr-defined]
         links = 8 * degree + 12 + 4 * degree / (degree - 1)  # ground floor, offsets, upper floors
         return n * links + _index_bytes(index.storage, n)
     if hasattr(index, "pq"):

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm  # text on stderr: no widget, whose scripts come from the network
@@ -10,8 +11,13 @@ quiet = os.environ.get("KNNLM_QUIET", "") not in ("", "0")
 
 
 def progress(
-    iterable=None, *, description: str, unit: str, total: int | None = None, done: int = 0
-):
+    iterable: Iterable | None = None,
+    *,
+    description: str,
+    unit: str,
+    total: int | None = None,
+    done: int = 0,
+) -> tqdm:
     """Return a tqdm bar on stderr with rate and time left; it appears after two seconds.
 
     ``KNNLM_QUIET=1`` in the environment, or ``knnlm.progress.quiet = True``, silences all bars.
@@ -31,7 +37,7 @@ def progress(
 
 
 @contextmanager
-def waiting(description: str):
+def waiting(description: str) -> Iterator[None]:
     """Show the time passed while a library works that does not say how far it is."""
     if quiet:
         yield
@@ -53,7 +59,7 @@ def waiting(description: str):
 
 
 @contextmanager
-def one_bar():
+def one_bar() -> Iterator[None]:
     """Keep transformers from showing bars of its own, one for each file that it reads or writes."""
     from transformers.utils import logging
 

@@ -1,12 +1,14 @@
 """One retrieval pass, one table on disk; every λ, temperature and k from that table."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from knnlm.arrays import open_array
@@ -198,21 +200,21 @@ class Retrieval:
             yield rows, distances[rows], is_target
 
     def knn_log_prob(
-        self, temperature: float | Sequence[float] = 1.0, k: int | Sequence[int] | None = None
+        self, temperature: npt.ArrayLike = 1.0, k: npt.ArrayLike | None = None
     ) -> np.ndarray:
         """Return log p_kNN of each target, ``(n,) float64``; with all neighbors where k is None.
 
         Where several temperatures or several k are given, there is a dimension for them before it.
         """
-        temperatures, ks = np.atleast_1d(temperature), np.atleast_1d(self.k if k is None else k)
+        ks = self.k if k is None else k
         parts = [
-            knn_log_prob_grid(distances, is_target, temperatures, ks)
+            knn_log_prob_grid(distances, is_target, temperature, ks)
             for _, distances, is_target in self._chunks()
         ]
         table = np.concatenate(parts, axis=-1)
-        return table.reshape(*np.shape(temperature), *np.shape(k), len(self))
+        return table.reshape(*np.shape(temperature), *np.shape(ks), len(self))
 
-    def log_prob(self, setting: Setting | None = None, **parameters) -> np.ndarray:
+    def log_prob(self, setting: Setting | None = None, **parameters: float) -> np.ndarray:
         """Return the mixture's log-probability of each target, ``(n,) float64``.
 
         Parameters
@@ -220,17 +222,14 @@ class Retrieval:
         setting
             What :meth:`Sweep.best` returns; or give ``lam=``, ``temperature=`` and ``k=``.
         """
-        chosen = (
-            Setting(**{"k": self.k, "temperature": 1.0, **parameters})
-            if setting is None
-            else setting
-        )
+        given: dict[str, Any] = {"k": self.k, "temperature": 1.0, **parameters}
+        chosen = Setting(**given) if setting is None else setting
         if chosen.lam == 0:
             return self.lm_log_prob.astype(np.float64)
         knn = self.knn_log_prob(chosen.temperature, min(chosen.k, self.k))
         return interpolate(self.lm_log_prob.astype(np.float64), knn, chosen.lam)
 
-    def perplexity(self, setting: Setting | None = None, **parameters) -> float:
+    def perplexity(self, setting: Setting | None = None, **parameters: float) -> float:
         """Return the mixture's perplexity per token; see :meth:`log_prob` for the parameters."""
         return perplexity(self.log_prob(setting, **parameters))
 
@@ -239,26 +238,26 @@ class Retrieval:
         """The language model's perplexity per token."""
         return perplexity(self.lm_log_prob)
 
-    def sweep(self, lam: Sequence[float], temperature: Sequence[float], k: Sequence[int]) -> Sweep:
+    def sweep(self, lam: npt.ArrayLike, temperature: npt.ArrayLike, k: npt.ArrayLike) -> Sweep:
         """Return perplexity at every combination, from this one pass: no model, no search."""
-        lam, temperature, k = (np.atleast_1d(x) for x in (lam, temperature, k))
-        too_many = k[k > self.k]
+        lams, temperatures, ks = (np.atleast_1d(x) for x in (lam, temperature, k))
+        too_many = ks[ks > self.k]
         if too_many.size:
             raise InputError(
                 f"k = {too_many.max()} was asked for, but {self.k} neighbors were retrieved. "
                 "Retrieve more, or sweep smaller k."
             )
-        totals = np.zeros((len(k), len(lam), len(temperature)))
+        totals = np.zeros((len(ks), len(lams), len(temperatures)))
         with progress(description="sweep", unit="tokens", total=len(self)) as bar:
             for rows, distances, is_target in self._chunks():
-                knn = knn_log_prob_grid(distances, is_target, temperature, k)
+                knn = knn_log_prob_grid(distances, is_target, temperatures, ks)
                 lm = self.lm_log_prob[rows].astype(np.float64)
-                for j, share in enumerate(lam.tolist()):
+                for j, share in enumerate(lams.tolist()):
                     totals[:, j] += interpolate(lm, knn, share).sum(axis=-1).T
                 bar.update(len(distances))
-        totals[:, lam == 0] = self.lm_log_prob.astype(np.float64).sum()  # to the last bit
+        totals[:, lams == 0] = self.lm_log_prob.astype(np.float64).sum()  # to the last bit
         grid = pd.MultiIndex.from_product(
-            [k.tolist(), lam.tolist(), temperature.tolist()], names=["k", "lam", "temperature"]
+            [ks.tolist(), lams.tolist(), temperatures.tolist()], names=["k", "lam", "temperature"]
         )
         with np.errstate(over="ignore"):
             table = pd.DataFrame({"perplexity": np.exp(-totals.ravel() / len(self))}, index=grid)
@@ -300,6 +299,33 @@ class Retrieval:
             "perplexity": mixture.through(lambda mean: np.exp(-mean)),
             "reduction": lost.through(lambda mean: 1 - np.exp(mean)),
         }
+
+    def compare(
+        self, log_probs: Mapping[str, np.ndarray], against: np.ndarray | None = None
+    ) -> pd.DataFrame:
+        """Return a table of methods on this text: perplexity, what each gains, and its bounds.
+
+        Parameters
+        ----------
+        log_probs
+            By name: log-probabilities of the targets, as :meth:`log_prob` returns.
+        against
+            What to compare with; the language model's by default.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``perplexity``, ``gain, %`` (its reduction), and ``low`` and ``high``, the bounds of the
+            gain by :meth:`bootstrap`.
+        """
+        rows = {}
+        for name, log_prob in log_probs.items():
+            found = self.bootstrap(log_prob, against)
+            gain = found["reduction"].through(lambda share: 100 * share)
+            rows[name] = [found["perplexity"].estimate, *gain]
+        return pd.DataFrame.from_dict(
+            rows, orient="index", columns=["perplexity", "gain, %", "low", "high"]
+        )
 
 
 def _temporary_folder() -> Path:

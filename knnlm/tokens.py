@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -251,10 +251,10 @@ def document_of(document_starts: np.ndarray, positions: np.ndarray) -> np.ndarra
     return np.searchsorted(document_starts, positions, side="right") - 1
 
 
-def _batches(items: Iterable, size: int):
+def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
     batch = []
-    for item in items:
-        batch.append(item)
+    for document in documents:
+        batch.append(document)
         if len(batch) == size:
             yield batch
             batch = []

@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,13 @@ class _Trainer(Trainer):
 
     dtype = torch.float32
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         tokens = inputs["input_ids"]
         hidden = model(tokens, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
         weight = self.accelerator.unwrap_model(model).lm_head.weight
@@ -59,40 +66,43 @@ class _Watch(TrainerCallback):
             windows = sliding_windows(len(validation), context)
             self.windows = windows[1 :: len(windows) // VALIDATION_WINDOWS + 1] or windows
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         before = state.log_history[-1]["seconds"] if state.log_history else 0.0
         self.began = time.perf_counter() - before
         self.bar = progress(
             description="train", unit="steps", total=state.max_steps, done=state.global_step
         )
 
-    def on_step_end(self, args, state, control, model, **kwargs):
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.bar.update()
         if self.validation is not None and state.global_step % self.every == 0:
-            row = {"step": state.global_step, "num_input_tokens_seen": state.num_input_tokens_seen}
-            row |= validation_row(self._loss(model), self.validation)
+            row: dict[str, float] = {
+                "step": state.global_step,
+                "num_input_tokens_seen": state.num_input_tokens_seen,
+            }
+            row |= validation_row(self._loss(kwargs["model"], self.validation), self.validation)
             state.log_history.append(row | {"seconds": time.perf_counter() - self.began})
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         state.log_history[-1]["seconds"] = time.perf_counter() - self.began
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Keep the last checkpoint alone; the Trainer itself would warn where steps are quick."""
         for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
             if checkpoint.name != f"checkpoint-{state.global_step}":
                 shutil.rmtree(checkpoint)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.bar.close()
 
     @torch.no_grad()
-    def _loss(self, model: GPT2LMHeadModel) -> float:
+    def _loss(self, model: GPT2LMHeadModel, validation: TokenStream) -> float:
         """Return nats per token over a few windows, far from one another."""
-        total = count = 0
+        total, count = 0.0, 0
         model.eval()
         for window in self.windows:
-            tokens = self.validation.tokens[window.start : window.stop + 1].astype(np.int64)
-            tokens = torch.from_numpy(tokens)[None].to(model.device)
+            ids = validation.tokens[window.start : window.stop + 1].astype(np.int64)
+            tokens = torch.from_numpy(ids)[None].to(model.device)
             given = window.stop - window.first
             logits = model(tokens[:, :-1], logits_to_keep=given).logits
             total += torch.nn.functional.cross_entropy(
@@ -181,6 +191,7 @@ def run_trainer(
     )
     trainer.dtype = dtype
     trainer.remove_callback(PrinterCallback)
+    last = last_checkpoint(checkpoints)
     with one_bar():
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     return trainer.state

@@ -12,19 +12,24 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, s
 from knnlm.artifacts import Claim, claim, is_complete
 from knnlm.device import choose_device, choose_precision
 from knnlm.errors import InputError
-from knnlm.language_model import LanguageModel
+from knnlm.language_model import LanguageModel, Reading
 from knnlm.progress import one_bar
 from knnlm.text import Split
 from knnlm.tokens import TokenStream, train_tokenizer
 from knnlm.trainer import CURVE, last_checkpoint, run_trainer, validation_row
 
 
-def _new_model(tokenizer: PreTrainedTokenizerBase, shape: dict[str, int]) -> GPT2LMHeadModel:
+def _new_model(
+    tokenizer: PreTrainedTokenizerBase, layers: int, width: int, heads: int, context: int
+) -> GPT2LMHeadModel:
     """Return a GPT-2-shaped model with weights drawn anew."""
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
-            **shape,
+            n_positions=context,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
             activation_function="relu",  # a tenth faster than GPT-2's gelu_new
             embd_pdrop=0.0,  # hardly any window is read twice
             resid_pdrop=0.0,
@@ -169,10 +174,13 @@ def train_language_model(
             )
         held_out = TokenStream.encode(validation, tokenizer) if validation else None
         set_seed(seed)
-        shape = {"n_positions": context, "n_embd": width, "n_layer": layers, "n_head": heads}
-        model = copy.deepcopy(start.model) if start else _new_model(tokenizer, shape)
+        model = (
+            copy.deepcopy(start.model)
+            if start
+            else _new_model(tokenizer, layers, width, heads, context)
+        )
         state = run_trainer(
-            model.to(on),
+            model.to(on),  # type: ignore[arg-type]
             stream,
             held_out,
             out / "checkpoints",
@@ -218,9 +226,13 @@ def _config_of(start: LanguageModel) -> GPT2Config:
 
 def _loss(lm: LanguageModel, stream: TokenStream) -> float:
     """Return nats per token over all of a text."""
+
+    def total(reading: Reading) -> float:
+        assert reading.log_probs is not None  # they are asked for
+        return float(reading.log_probs.sum(dtype=np.float64))
+
     readings = lm.read(stream, key_layers=(), log_probs=True)
-    total = sum(float(reading.log_probs.sum(dtype=np.float64)) for reading in readings)
-    return -total / (len(stream) - 1)
+    return -sum(map(total, readings)) / (len(stream) - 1)
 
 
 def _write(made: Claim, lm: LanguageModel) -> None:

@@ -366,6 +366,45 @@ def test_sweep(held_out, tmp_path, monkeypatch):
     assert again["perplexity_lm"] == pytest.approx(found["test"]["perplexity_lm"], rel=1e-6)
 
 
+def test_sweep_trains_a_lam_for_each_token_on_request(held_out, work, monkeypatch):
+    from knnlm.index import Index
+    from knnlm.inputs import load_text
+    from knnlm.language_model import LanguageModel
+    from knnlm.methods.adaptive import AdaptiveLam, retrieval_features
+    from knnlm.retrieval import Retrieval
+
+    how = [*held_out, "--test-text", "test.txt", "--k", "4,8"]
+    how += ["--lam", "0.1,0.5", "--temperature", "10"]
+    plain, found = (run("sweep", *how, *more, "--json").json for more in ([], ["--adaptive"]))
+    adaptive = found.pop("adaptive")
+    assert found == plain
+    best = found["best"]
+    lm = LanguageModel.from_pretrained("model", device="cpu", precision=found["precision"])
+    texts = [load_text(name, split_documents=True) for name in ("validation.txt", "test.txt")]
+    tables = [Retrieval.run(lm, Index.open("store"), x, best["k"], queries=True) for x in texts]
+    knn = [table.knn_log_prob(best["temperature"]) for table in tables]
+    features = [retrieval_features(table) for table in tables]
+    first, second = tables
+    network = AdaptiveLam.fit(features[0], first.lm_log_prob, knn[0], first.documents)
+    expected = second.log_prob(lam=0), knn[1], network.lam(features[1])
+    p = (1 - expected[2]) * np.exp(expected[0]) + expected[2] * np.exp(expected[1])
+    assert adaptive["perplexity"] == pytest.approx(np.exp(-np.log(p).mean()), rel=1e-5)
+    assert adaptive["interval_95"][0] <= adaptive["perplexity"] <= adaptive["interval_95"][1]
+    change = 1 - adaptive["perplexity"] / found["test"]["perplexity"]
+    assert adaptive["reduction"] == pytest.approx(change, abs=1e-5)
+    assert "adaptive" in run("sweep", *how, "--adaptive").out
+
+
+def test_an_adaptive_lam_needs_two_texts_and_documents(search):
+    sweep = ["sweep", *search, "--text", "validation.txt", "--adaptive", "--k", 4]
+    ran = run(*sweep)
+    assert ran.code == 1
+    assert "--test-text" in ran.err
+    ran = run(*sweep, "--test-text", "test.txt")  # each file is one document
+    assert ran.code == 1
+    assert "are of one document" in ran.err
+
+
 def test_sweep_without_a_test_text_reports_nothing(held_out):
     found = run("sweep", *held_out, "--k", 4, "--lam", "0.1", "--json").json
     assert found["test"] is None

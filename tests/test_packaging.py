@@ -82,7 +82,8 @@ def imported(*folders):
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (["knnlm"], ["cluster", "smollm2"]),
+        (["knnlm"], ["cluster", "smollm2", "notebooks"]),
+        (["knnlm/methods"], []),
         (["knnlm", "book", "tools", "tests", "benchmarks"], ["cluster", "smollm2", "book", "test"]),
     ],
 )

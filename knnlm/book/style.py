@@ -16,7 +16,7 @@ CYCLE = [LM, KNN, MIX, "#cc79a7", "#56b4e9", "#d55e00", "#5f5f5f"]
 def _register_hangul() -> None:
     """Make NanumGothic known to matplotlib, whose own font has no Hangul."""
     package = importlib.util.find_spec("koreanize_matplotlib")  # for its fonts; it is not imported
-    if package:
+    if package and package.origin:
         for font in sorted((Path(package.origin).parent / "fonts").glob("NanumGothic*.ttf")):
             font_manager.fontManager.addfont(font)
 

@@ -7,16 +7,19 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 from typer.core import TyperCommand
 
 from knnlm.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer(
     help="k-nearest-neighbor language models: train, build a datastore, index it, measure, read.",
@@ -27,6 +30,8 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, Option("--json", help="Print the result as one JSON object.")]
 Quiet = Annotated[bool, Option("--quiet", help="Show no progress.")]
+Result = tuple[dict, object]
+"""A command's record, and what of it to show."""
 
 RESUME = {
     "train": "Run the same command with --resume: it goes on from the last checkpoint.",
@@ -38,7 +43,7 @@ RESUME = {
 class Command(TyperCommand):
     """A command to which a value out of range is the user's input, not a wrong usage."""
 
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Exit with 1 for a value that an option cannot have; with 2, as ever, for others."""
         try:
             return super().parse_args(ctx, args)
@@ -49,11 +54,11 @@ class Command(TyperCommand):
             raise typer.Exit(1) from error
 
 
-def command(function: Callable[..., tuple[dict, object]]) -> Callable:
+def command(function: Callable[..., Result]) -> Callable[..., Result]:
     """Make a command of a function that returns its record, and what of it to show."""
 
     @functools.wraps(function)
-    def run(as_json: bool, quiet: bool, **options) -> None:
+    def run(as_json: bool, quiet: bool, **options: object) -> None:
         try:
             _hush(quiet)
             with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints
@@ -75,7 +80,7 @@ def command(function: Callable[..., tuple[dict, object]]) -> Callable:
             raise typer.Exit(1)
 
     own = signature(function)
-    run.__signature__ = own.replace(
+    run.__signature__ = own.replace(  # type: ignore[attr-defined]
         parameters=[
             *(p.replace(kind=Parameter.KEYWORD_ONLY) for p in own.parameters.values()),
             Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=AsJson),
@@ -122,7 +127,7 @@ def _complaint(error: Exception) -> str:
     return f"{text}. See knnlm --help for what can be given."
 
 
-def plain(value):
+def plain(value: object) -> object:
     """Return the value as JSON can hold it: ``None`` for numbers that are not finite."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
@@ -132,7 +137,7 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _show(shown) -> None:
+def _show(shown: object) -> None:
     """Print a record as aligned lines, a string as it is, a table of rich by rich."""
     for part in shown if isinstance(shown, list) else [shown]:
         if isinstance(part, dict):
@@ -147,7 +152,7 @@ def _show(shown) -> None:
             Console(file=sys.stdout, highlight=False).print(part)
 
 
-def readable(value, name: str = "") -> str:
+def readable(value: object, name: str = "") -> str:
     if isinstance(value, dict):
         return ", ".join(
             f"{n.replace('_', ' ')} {readable(v, n or name)}" for n, v in value.items()
@@ -165,7 +170,7 @@ def readable(value, name: str = "") -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def table(columns: list[str], rows: list):
+def table(columns: list[str], rows: Iterable[Iterable]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 

