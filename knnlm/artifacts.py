@@ -114,8 +114,12 @@ def read_complete(folder: Path, kind: str) -> Record:
     record = read_record(folder, kind)
     if not record["complete"]:
         done = f" with {record['rows_done']:,} rows done" if "rows_done" in record else ""
+        if (folder / HOLDER).exists():  # it stays when a process is killed
+            state = f"{_holder(folder)} is writing it, or was killed{done}"
+        else:
+            state = f"it was interrupted{done}"
         raise InputError(
-            f"The {kind} {folder} is not whole: it was interrupted{done}. "
+            f"The {kind} {folder} is not whole: {state}. "
             "Run the same command again: it goes on from there."
         )
     return record

@@ -126,27 +126,31 @@ def knn_log_prob_grid(
         raise ValueError(
             f"k is {each_k.tolist()}, but there are {width} neighbors. Choose from 1 to {width}."
         )
-    ends = np.unique(each_k)  # the sums for a k are made of the segments that end at or before it
+    # The sums for a k are made of the segments that end at or before it.
+    ends = np.unique(each_k)  # (segments,)
     segments = [slice(lo, hi) for lo, hi in zip([0, *ends[:-1]], ends, strict=True)]
 
-    # The target's neighbors are shifted by the nearest of their own, so that nothing underflows.
-    row, place = np.nonzero(is_target[:, : ends[-1]] & np.isfinite(distances[:, : ends[-1]]))
+    # The m neighbors that have their target are shifted by the nearest of their own, so that
+    # nothing underflows.
+    row, place = np.nonzero(
+        is_target[:, : ends[-1]] & np.isfinite(distances[:, : ends[-1]])
+    )  # (m,)
     nearest = np.full(n, np.inf, dtype=distances.dtype)
-    nearest[row[::-1]] = distances[row[::-1], place[::-1]]
-    farther = nearest[row] - distances[row, place]
-    cell = row * len(ends) + np.searchsorted(ends, place, side="right")
+    nearest[row[::-1]] = distances[row[::-1], place[::-1]]  # (n,)
+    farther = nearest[row] - distances[row, place]  # (m,), up to 0
+    cell = row * len(ends) + np.searchsorted(ends, place, side="right")  # (m,)
 
     result = np.empty((len(each_temperature), len(each_k), n))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        farther_than_first = distances[:, :1] - distances[:, : ends[-1]]
+        farther_than_first = distances[:, :1] - distances[:, : ends[-1]]  # (n, the largest k)
         for i, t in enumerate(each_temperature.tolist()):
             _check_temperature(t)
-            weights = np.exp(farther_than_first / t)
-            total = np.stack([weights[:, segment].sum(axis=1) for segment in segments], axis=1)
+            shares = np.exp(farther_than_first / t)
+            total = np.stack([shares[:, some].sum(axis=1) for some in segments], axis=1)
             target = np.bincount(cell, np.exp(farther / t), n * len(ends)).reshape(n, -1)
-            log_prob = np.log(target.cumsum(axis=1)) - np.log(total.cumsum(axis=1))
+            log_prob = np.log(target.cumsum(axis=1)) - np.log(total.cumsum(axis=1))  # (n, segments)
             log_prob += np.where(np.isinf(nearest), 0, (distances[:, 0] - nearest) / t)[:, None]
-            result[i] = np.minimum(log_prob, 0).T[np.searchsorted(ends, each_k)]
+            result[i] = np.minimum(log_prob, 0).T[np.searchsorted(ends, each_k)]  # (ks, n)
     result[..., np.isinf(distances[:, 0])] = np.nan
     return result
 

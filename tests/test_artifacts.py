@@ -18,7 +18,16 @@ import pytest
 from conftest import STRIDE, WINDOW, make_text
 
 from knnlm import artifacts
-from knnlm.artifacts import alone, cache_folder, cache_folders, claim, find, is_complete, to_make
+from knnlm.artifacts import (
+    alone,
+    cache_folder,
+    cache_folders,
+    claim,
+    find,
+    is_complete,
+    read_complete,
+    to_make,
+)
 from knnlm.book import recipes, results
 from knnlm.book.recipes import Recipe
 from knnlm.corpora import Corpus
@@ -197,6 +206,20 @@ def test_what_another_could_not_finish_is_made_by_who_waited(hold, tmp_path):
         with claim(tmp_path / "thing", "thing", {}, ()) as made:  # who holds may enter again
             made.complete()
     assert is_complete(tmp_path / "thing", "thing")
+
+
+def test_what_is_being_written_is_not_said_to_be_interrupted(hold, tmp_path):
+    process = hold(tmp_path / "thing", 600, MAKE_SLOWLY)
+    with pytest.raises(InputError, match=rf"not whole: process {process.pid} since 2.* is writing"):
+        read_complete(tmp_path / "thing", "thing")
+    process.kill()
+    process.wait()
+    with pytest.raises(InputError, match=r"or was killed\. Run the same command again"):
+        read_complete(tmp_path / "thing", "thing")
+    with pytest.raises(KeyboardInterrupt), claim(tmp_path / "thing", "thing", {}, ()):
+        raise KeyboardInterrupt
+    with pytest.raises(InputError, match=r"it was interrupted\. Run the same command again"):
+        read_complete(tmp_path / "thing", "thing")
 
 
 def test_a_folder_that_is_left_empty_is_removed(tmp_path):
