@@ -29,6 +29,7 @@ FILES = {
     "training": ["train_language_model"],
     "datastore": ["Datastore"],
     "factory": ["Metric"],
+    "index_builder": [],
     "index": ["Index", "Neighbors"],
     "mixture": [
         "Setting",

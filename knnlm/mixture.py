@@ -130,15 +130,15 @@ def knn_log_prob_grid(
     ends = np.unique(each_k)  # (segments,)
     segments = [slice(lo, hi) for lo, hi in zip([0, *ends[:-1]], ends, strict=True)]
 
-    # The m neighbors that have their target are shifted by the nearest of their own, so that
-    # nothing underflows.
+    # Neighbors with the target, of all queries in one row, are shifted by the nearest of their
+    # own, so that nothing underflows.
     row, place = np.nonzero(
         is_target[:, : ends[-1]] & np.isfinite(distances[:, : ends[-1]])
     )  # (m,)
     nearest = np.full(n, np.inf, dtype=distances.dtype)
     nearest[row[::-1]] = distances[row[::-1], place[::-1]]  # (n,)
-    farther = nearest[row] - distances[row, place]  # (m,), up to 0
-    cell = row * len(ends) + np.searchsorted(ends, place, side="right")  # (m,)
+    farther = nearest[row] - distances[row, place]  # up to 0
+    cell = row * len(ends) + np.searchsorted(ends, place, side="right")
 
     result = np.empty((len(each_temperature), len(each_k), n))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):

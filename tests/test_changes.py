@@ -122,7 +122,13 @@ LINES = {  # a file, a line of it before and after, what is made again, which no
         ["model"],
         ["trains", "asks"],
     ),
-    "how it is indexed": ("index.py", SIZE, SIZE + "0", ["index", "retrieval"], ["trains", "asks"]),
+    "how it is indexed": (
+        "index_builder.py",
+        SIZE,
+        SIZE + "0",
+        ["index", "retrieval"],
+        ["trains", "asks"],
+    ),
     "how it is mixed": (
         "mixture.py",
         "import numpy as np\n",

@@ -14,11 +14,12 @@ import oracle
 import pytest
 from conftest import WINDOW
 
-from knnlm import index as index_module
+from knnlm import index_builder
 from knnlm.artifacts import Claim
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
-from knnlm.index import Index, Neighbors, _Builder
+from knnlm.index import Index, Neighbors
+from knnlm.index_builder import IndexBuilder
 from knnlm.inspection import describe
 
 FACTORIES = (
@@ -202,7 +203,7 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-def dying(monkeypatch, name: str, calls: int, owner=index_module) -> None:
+def dying(monkeypatch, name: str, calls: int, owner=index_builder) -> None:
     """Let a function raise instead of its last of some calls."""
     original, count = getattr(owner, name), iter(range(10**6))
 
@@ -221,8 +222,8 @@ def dying(monkeypatch, name: str, calls: int, owner=index_module) -> None:
 def test_a_build_that_was_stopped_goes_on_without_keys_twice_or_training_again(
     store, queries, tmp_path, monkeypatch, factory, death
 ):
-    monkeypatch.setattr(index_module, "ROWS_PER_CHUNK", 500)
-    monkeypatch.setattr(index_module, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(index_builder, "ROWS_PER_CHUNK", 500)
+    monkeypatch.setattr(index_builder, "CHECKPOINT_SECONDS", -1)
     whole = Index.build(store, factory, path=tmp_path / "whole")
     path = tmp_path / "killed"
     with monkeypatch.context() as patch:
@@ -231,12 +232,12 @@ def test_a_build_that_was_stopped_goes_on_without_keys_twice_or_training_again(
         elif death == "between file and record":
             dying(patch, "save", 4, Claim)
         else:
-            dying(patch, "_save", 3, _Builder)
+            dying(patch, "_save", 3, IndexBuilder)
         with pytest.raises(Killed):
             Index.build(store, factory, path=path)
     with pytest.raises(InputError, match=r"not whole: .*1,000 rows done.* goes on"):
         Index.open(path)
-    monkeypatch.setattr(_Builder, "_train", lambda *_: 1 / 0)
+    monkeypatch.setattr(IndexBuilder, "_train", lambda *_: 1 / 0)
     resumed = Index.build(store, factory, path=path)
     assert resumed.faiss_index.ntotal == len(store)
     assert {file.name for file in path.iterdir()} == {"index.faiss", "index.json"}
