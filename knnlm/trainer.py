@@ -130,12 +130,12 @@ def run_trainer(
     stream: TokenStream,
     validation: TokenStream | None,
     checkpoints: Path,
+    dtype: torch.dtype,
     *,
     context: int,
     steps: int,
     batch_size: int,
     learning_rate: float,
-    dtype: torch.dtype,
     seed: int,
 ) -> TrainerState:
     """Train a model in place, from the last checkpoint on where there is one.

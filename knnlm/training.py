@@ -18,18 +18,18 @@ from knnlm.text import Split
 from knnlm.tokens import TokenStream, train_tokenizer
 from knnlm.trainer import CURVE, last_checkpoint, run_trainer, validation_row
 
+RUN = ("context", "steps", "batch_size", "learning_rate", "seed")  # settings of the loop
 
-def _new_model(
-    tokenizer: PreTrainedTokenizerBase, layers: int, width: int, heads: int, context: int
-) -> GPT2LMHeadModel:
+
+def _new_model(tokenizer: PreTrainedTokenizerBase, settings: dict[str, int]) -> GPT2LMHeadModel:
     """Return a GPT-2-shaped model with weights drawn anew."""
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
-            n_positions=context,
-            n_embd=width,
-            n_layer=layers,
-            n_head=heads,
+            n_positions=settings["context"],
+            n_embd=settings["width"],
+            n_layer=settings["layers"],
+            n_head=settings["heads"],
             activation_function="relu",  # a tenth faster than GPT-2's gelu_new
             embd_pdrop=0.0,  # hardly any window is read twice
             resid_pdrop=0.0,
@@ -97,7 +97,7 @@ def train_language_model(
     beside the model holds ``settings``, ``seconds``, ``tokens``, ``parameters`` and ``curve``: rows
     of ``step``, ``tokens``, ``seconds``, and either ``loss`` and ``learning_rate`` or
     ``validation_loss`` (nats per token) and ``validation_bits_per_character``. The model appears
-    when training is done; until then the folder holds ``checkpoints`` alone.
+    when training is done; until then the folder holds its settings and ``checkpoints``.
 
     Parameters
     ----------
@@ -165,53 +165,62 @@ def train_language_model(
     }
     _check_folder(out, resume)
     with claim(out, "training", {"settings": settings}, ("checkpoints",)) as made:
-        tokenizer = start.tokenizer if start else train_tokenizer(text, vocab_size, alphabet)
-        stream = TokenStream.encode(text, tokenizer)
-        if len(stream) < context:
-            raise InputError(
-                f"{text.name} has {len(stream)} tokens, less than one context of {context}. "
-                "Give more text, or choose a smaller context."
-            )
-        held_out = TokenStream.encode(validation, tokenizer) if validation else None
-        set_seed(seed)
-        model = (
-            copy.deepcopy(start.model)
-            if start
-            else _new_model(tokenizer, layers, width, heads, context)
-        )
-        state = run_trainer(
-            model.to(on),  # type: ignore[arg-type]
-            stream,
-            held_out,
-            out / "checkpoints",
-            context=context,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            dtype=dtype,
-            seed=seed,
-        )
-        if not all(weight.isfinite().all() for weight in model.parameters()):
-            made.discard()
-            raise InputError(
-                "The training diverged: weights are not finite at a learning rate of "
-                f"{learning_rate}. Choose a smaller one."
-            )
-        lm = LanguageModel(model, tokenizer, out.name, str(on), precision)
-        *curve, end = state.log_history
-        made.record.update(
-            model=lm.fingerprint,
-            seconds=end["seconds"],
-            parameters=model.num_parameters(),
-            tokens=state.num_input_tokens_seen,
-        )
-        if held_out:
-            made.record.update(validation_row(_loss(lm, held_out), held_out))
-        made.record["curve"] = [
-            {name: row[key] for name, key in CURVE.items() if key in row} for row in curve
-        ]
-        _write(made, lm)
+        _learn(made, text, validation, start, on, dtype)
     return out
+
+
+def _learn(
+    made: Claim,
+    text: Split,
+    validation: Split | None,
+    start: LanguageModel | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Train what the claim's settings describe, and write it into its folder."""
+    chosen = made.record["settings"]
+    tokenizer = (
+        start.tokenizer
+        if start
+        else train_tokenizer(text, chosen["vocab_size"], chosen["alphabet"])
+    )
+    stream = TokenStream.encode(text, tokenizer)
+    if len(stream) < chosen["context"]:
+        raise InputError(
+            f"{text.name} has {len(stream)} tokens, less than one context of {chosen['context']}. "
+            "Give more text, or choose a smaller context."
+        )
+    held_out = TokenStream.encode(validation, tokenizer) if validation else None
+    set_seed(chosen["seed"])
+    model = copy.deepcopy(start.model) if start else _new_model(tokenizer, chosen)
+    state = run_trainer(
+        model.to(device),  # type: ignore[arg-type]
+        stream,
+        held_out,
+        made.folder / "checkpoints",
+        dtype,
+        **{name: chosen[name] for name in RUN},
+    )
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        made.discard()
+        raise InputError(
+            "The training diverged: weights are not finite at a learning rate of "
+            f"{chosen['learning_rate']}. Choose a smaller one."
+        )
+    lm = LanguageModel(model, tokenizer, made.folder.name, device, chosen["precision"])
+    *curve, end = state.log_history
+    made.record.update(
+        model=lm.fingerprint,
+        seconds=end["seconds"],
+        parameters=model.num_parameters(),
+        tokens=state.num_input_tokens_seen,
+    )
+    if held_out:
+        made.record.update(validation_row(_loss(lm, held_out), held_out))
+    made.record["curve"] = [
+        {name: row[key] for name, key in CURVE.items() if key in row} for row in curve
+    ]
+    _write(made, lm)
 
 
 def _config_of(start: LanguageModel) -> GPT2Config:
