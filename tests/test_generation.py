@@ -7,7 +7,7 @@ from transformers import LogitsProcessorList
 
 from knnlm.errors import InputError
 from knnlm.generation import KNNLogitsProcessor, generate
-from knnlm.mixture import interpolate, knn_distribution
+from knnlm.mixture import Setting, interpolate, knn_distribution
 
 CHOICE = {"k": 12, "lam": 0.6, "temperature": 20.0}
 PROMPTS = ["the capital of", "copper", "elected in 1990 the president was a"]
@@ -44,6 +44,14 @@ def test_greedy_generation_is_the_mixture_taken_token_by_token(lm, index):
     for prompt in PROMPTS:
         expected = greedy_by_hand(lm, index, prompt, 8)
         assert generate(lm, index, [prompt], max_new_tokens=8, **CHOICE) == [expected]
+
+
+def test_a_setting_stands_for_the_three_numbers(lm, index):
+    setting = Setting(**CHOICE)
+    by_number = generate(lm, index, PROMPTS, max_new_tokens=8, **CHOICE)
+    assert generate(lm, index, PROMPTS, setting, max_new_tokens=8) == by_number
+    memory = KNNLogitsProcessor(lm, index, setting)
+    assert {name: getattr(memory, name) for name in CHOICE} == CHOICE
 
 
 def test_a_batch_with_left_padding_gives_what_each_prompt_gives_alone(lm, index):

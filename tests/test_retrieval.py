@@ -12,6 +12,7 @@ from conftest import STRIDE, WINDOW, make_text
 
 from knnlm import arrays, language_model, lookup
 from knnlm.artifacts import FORMAT
+from knnlm.cases import find_cases
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
 from knnlm.evaluation import perplexity
@@ -404,6 +405,16 @@ def test_the_bootstrap_is_an_obvious_loop_over_documents(tmp_path):
     assert result.bootstrap(mixed, against=mixed)["reduction"] == (0, 0, 0)
     assert result.bootstrap(mixed, seed=1) == result.bootstrap(mixed, seed=1)
     assert result.bootstrap(mixed, seed=1) != result.bootstrap(mixed, seed=2)
+
+
+def test_a_setting_stands_for_the_three_numbers(retrieval, lm):
+    setting = Setting(8, 0.3, 5.0)
+    by_number = {"k": 8, "lam": 0.3, "temperature": 5.0}
+    assert np.array_equal(retrieval.log_prob(setting), retrieval.log_prob(**by_number))
+    assert retrieval.perplexity(setting) == retrieval.perplexity(**by_number)
+    assert find_cases(lm, retrieval, setting, top=3) == find_cases(
+        lm, retrieval, **by_number, top=3
+    )
 
 
 def test_methods_are_compared_by_the_bootstrap(retrieval):

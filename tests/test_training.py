@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from knnlm import trainer
+from knnlm.artifacts import Claim
 from knnlm.corpora import load_corpus
 from knnlm.errors import InputError
+from knnlm.inspection import describe
 from knnlm.language_model import LanguageModel
 from knnlm.loss import cross_entropy
 from knnlm.muon import Muon
@@ -139,6 +141,27 @@ def test_resumes_to_the_same_model(trained, text, tmp_path, monkeypatch, stop):
     assert same(weights(trained), weights(out))
     curve = json.loads((out / "training.json").read_text())["curve"]
     assert [row["step"] for row in curve] == list(range(1, TINY["steps"] + 1))
+
+
+def test_killed_while_the_model_is_moved_into_place_it_is_finished(
+    trained, text, tmp_path, monkeypatch
+):
+    class Killed(Exception):
+        pass
+
+    def killed(self):
+        raise Killed
+
+    out = tmp_path / "model"
+    with monkeypatch.context() as patch:
+        patch.setattr(Claim, "complete", killed)
+        with pytest.raises(Killed):
+            train_language_model(text, out, **TINY)
+    assert describe(out)["kind"] == "unfinished"
+    train_language_model(text, out, **TINY, resume=True)
+    assert same(weights(trained), weights(out))
+    assert describe(out)["problem"] is None
+    assert not (out / "checkpoints").exists()
 
 
 def test_refuses_what_it_cannot_use(trained, text, tmp_path):
