@@ -141,7 +141,7 @@ def from_nearest_documents(
         ``(n, m)``, nearest first: the number of the stored document that each neighbor is from, −1
         for none, as ``document_of(store.document_starts, ids)`` returns.
     count
-        Documents to name for each; of those with equally many neighbors, any.
+        Documents to name for each; of those with equally many neighbors, the first.
     k
         How many neighbors of a token count.
 
@@ -153,5 +153,5 @@ def from_nearest_documents(
     votes = np.zeros((documents.max() + 1, neighbor_documents.max() + 1))
     np.add.at(votes, (own, neighbor_documents[:, :k]), there[:, :k])
     is_near = np.zeros(votes.shape, dtype=bool)
-    np.put_along_axis(is_near, np.argsort(-votes, axis=1)[:, :count], True, axis=1)
+    np.put_along_axis(is_near, np.argsort(-votes, axis=1, kind="stable")[:, :count], True, axis=1)
     return is_near[own, neighbor_documents] & there

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,7 +46,7 @@ def train_tokenizer(
         )
     if alphabet not in ALPHABETS:
         raise InputError(f"There is no alphabet {alphabet!r}. Use {' or '.join(ALPHABETS)}.")
-    tokenizer = ALPHABETS[alphabet]((document.text for document in text), vocab_size)
+    tokenizer = ALPHABETS[alphabet](text, vocab_size)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
@@ -55,7 +56,7 @@ def train_tokenizer(
     )
 
 
-def _byte_level(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def _byte_level(text: Split, vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -65,11 +66,11 @@ def _byte_level(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((document.text for document in text), trainer)
     return tokenizer
 
 
-def _character_level(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def _character_level(text: Split, vocab_size: int) -> Tokenizer:
     """Return a BPE over the frequent characters; others are spelled in tokens for their bytes."""
     split = pre_tokenizers.Sequence(
         [
@@ -77,15 +78,21 @@ def _character_level(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             pre_tokenizers.Metaspace(prepend_scheme="never"),
         ]
     )
+    # The trainer would choose them, too, but among equally frequent ones by chance.
+    counts = Counter(character for document in text for character in document.text)
+    counts["▁"] += counts.pop(" ", 0)
+    ordered = sorted(counts, key=lambda character: (-counts[character], character))
+    alphabet = ordered[: max(1, (vocab_size - 257) // 4)]
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = split
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT, *(f"<0x{byte:02X}>" for byte in range(256))],
-        limit_alphabet=max(1, (vocab_size - 257) // 4),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    learner.train_from_iterator(texts, trainer)
+    learner.train_from_iterator((document.text for document in text), trainer)
     learned = json.loads(learner.to_str())["model"]
     merges = [tuple(merge) for merge in learned["merges"]]
     # Anew, without the trainer's special tokens: a text may hold the seven characters "<0x41>".

@@ -52,6 +52,16 @@ def test_a_token_of_characters_is_never_a_part_of_one(syllables):
     assert len(syllables) <= 400
 
 
+def test_characters_that_are_equally_frequent_are_chosen_by_no_chance():
+    """More of them than the alphabet takes: training again gives the same tokenizer."""
+    syllables = [chr(ord("가") + i) for i in range(300)]
+    text = Split.of(["".join(syllables[i:] + syllables[:i]) for i in range(0, 300, 50)])
+    made = [train_tokenizer(text, 657, "characters") for _ in range(3)]
+    assert len({tokenizer_fingerprint(tokenizer) for tokenizer in made}) == 1
+    kept = set(made[0].get_vocab()) & set(syllables)
+    assert kept == set(syllables[:100])
+
+
 def test_an_alphabet_that_does_not_exist_is_refused(text):
     with pytest.raises(InputError, match=r"'jamo'\. Use bytes or characters"):
         train_tokenizer(text, 400, "jamo")

@@ -14,6 +14,7 @@ from matplotlib.transforms import Bbox
 
 from knnlm.book.style import CYCLE, GRAY, KNN, LM, MIX
 from knnlm.book.style import use_style as use_style
+from knnlm.book.tables import percent
 from knnlm.cases import Case
 from knnlm.evaluation import Sweep
 from knnlm.tokens import Window
@@ -324,11 +325,6 @@ def _readable(token: str) -> str:
     return token.replace("\n", "⏎").replace(" ", "␣").replace("$", r"\$") or "∅"
 
 
-def _percent(p: float) -> str:
-    """Return a probability in percent, with more digits where it is small."""
-    return f"{p:.0%}" if p >= 0.01 else f"{p:.2%}" if p >= 0.0001 else "< 0.01%"
-
-
 def case(shown: Case, most_likely: int = 5) -> Figure:
     """Draw one token: the three distributions' likeliest tokens, the true one in bold."""
     figure, panels = plt.subplots(3, 1, figsize=(5.6, 0.9 * most_likely + 1.2), sharex=True)
@@ -343,11 +339,11 @@ def case(shown: Case, most_likely: int = 5) -> Figure:
         pairs = pairs[:most_likely]
         places = range(len(pairs))
         bars = axes.barh(places, [p for _, p in pairs], color=color)
-        axes.bar_label(bars, [_percent(p) for _, p in pairs], padding=3, fontsize=10)
+        axes.bar_label(bars, [percent(p) for _, p in pairs], padding=3, fontsize=10)
         axes.set_yticks(places, [_readable(token) for token, _ in pairs])
         for tick, (token, _) in zip(axes.get_yticklabels(), pairs, strict=True):
             tick.set_fontweight("bold" if token == shown.label else "normal")
-        axes.set_title(f"{name}: {_percent(probability)} for {_readable(shown.label)}")
+        axes.set_title(f"{name}: {percent(probability)} for {_readable(shown.label)}")
         axes.set(xlim=(0, 1.08), ylim=(most_likely - 0.4, -0.6))
         axes.grid(axis="y", visible=False)
     axes.set_xlabel("probability")

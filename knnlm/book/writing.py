@@ -139,7 +139,7 @@ def unknown_words(texts: Iterable[str], known: Collection[str]) -> np.ndarray:
     known
         A set of what :func:`words` finds in another text.
 
-    >>> unknown_words(["erland is a smal island of the Pac"], {"is", "a", "island", "of", "the"})
+    >>> unknown_words(["erland is a grusty island of the Pac"], {"is", "a", "island", "of", "the"})
     array([0.16666667])
     """
     inner = [words(text)[1:-1] for text in texts]
