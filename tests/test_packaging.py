@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shutil
+import statistics
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -193,6 +194,42 @@ def test_notebook_is_committed_without_outputs(path):
         if cell["cell_type"] == "code":
             assert cell["outputs"] == []
             assert cell["execution_count"] is None
+
+
+def code_cells(path):
+    """The source of each code cell that a reader sees, and of those that nobody sees."""
+    shown, hidden = [], []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            unseen = "remove-cell" in cell["metadata"].get("tags", [])
+            (hidden if unseen else shown).append("".join(cell["source"]))
+    return shown, hidden
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short(path):
+    lines = [len(source.splitlines()) for source in code_cells(path)[0]]
+    assert max(lines) <= 15
+    assert statistics.median(lines) <= 8
+
+
+MAKES = {
+    *("but", "model", "datastore", "datastores", "index", "retrieval", "training"),  # of recipes
+    *("build", "encode", "fit", "generate", "log_prob", "read", "run", "search", "sweep"),
+    *("bootstrap", "compare", "find_cases", "interpolate", "knn_log_prob", "read"),
+}
+COMPUTES = (ast.For, ast.While, ast.With, ast.FunctionDef, ast.Lambda, ast.comprehension)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_last_cell_records_and_does_not_compute(path):
+    last = code_cells(path)[1][-1]
+    assert "results.record(" in last
+    for node in ast.walk(ast.parse(last)):
+        assert not isinstance(node, COMPUTES), ast.unparse(node)
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called.rpartition(".")[2] not in MAKES, called
 
 
 @pytest.mark.parametrize(
