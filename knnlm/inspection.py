@@ -115,6 +115,8 @@ def _model(path: Path, found: dict, deep: bool) -> None:
 
 
 def _trained(path: Path, found: dict, deep: bool) -> None:
+    if deep:
+        check_files(path, read_complete(path, "training"))
     _model(path, found, deep)
     found["training"] = training_summary(path)
     if found["training"]["model"] != found["model"]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, set_seed
 
+from knnlm.arrays import crc32
 from knnlm.artifacts import Claim, claim, is_complete
 from knnlm.device import choose_device, choose_precision
 from knnlm.errors import InputError
@@ -18,6 +19,7 @@ from knnlm.text import Split
 from knnlm.tokens import TokenStream, train_tokenizer
 from knnlm.trainer import CURVE, last_checkpoint, run_trainer, validation_row
 
+CHECKED = ("model.safetensors", "tokenizer.json")  # whose bytes are known; the others one may edit
 RUN = ("context", "steps", "batch_size", "learning_rate", "seed")  # settings of the loop
 
 
@@ -251,6 +253,8 @@ def _write(made: Claim, lm: LanguageModel) -> None:
     with one_bar():
         lm.model.save_pretrained(finished)
     lm.tokenizer.save_pretrained(finished)
+    there = [name for name in CHECKED if (finished / name).exists()]
+    made.record["crc32"] = {name: crc32(finished / name) for name in there}
     for file in sorted(finished.iterdir(), key=lambda file: file.name == "config.json"):
         os.replace(file, made.folder / file.name)
     made.complete()

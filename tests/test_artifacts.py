@@ -258,6 +258,32 @@ def test_what_a_user_keeps_beside_an_artifact_stays(makers, whole, tmp_path, kin
     assert [file.name for file in (tmp_path / "copy").iterdir()] == ["notes.txt"]
 
 
+DAMAGED = {
+    "training": ["model.safetensors", "tokenizer.json"],
+    "datastore": ["keys.npy", "values.npy"],
+    "index": ["index.faiss"],
+    "retrieval": ["targets.npy", "lm_log_prob.npy", "distances.npy", "ids.npy"],
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in DAMAGED.items() for n in names])
+def test_damage_of_any_file_is_said_by_its_name(whole, tmp_path, kind, name):
+    shutil.copytree(whole[kind], tmp_path / "copy", symlinks=True)
+    file = tmp_path / "copy" / name
+    data = bytearray(file.read_bytes())
+    for place in (len(data) // 2, len(data) - 1):
+        data[place] ^= 1
+        file.write_bytes(data)
+        problem = describe(tmp_path / "copy")["problem"]
+        assert problem.startswith(f"{file} is damaged: its checksum is wrong. ")
+        data[place] ^= 1
+    for left in (data[:-1], data[: len(data) // 2], b""):
+        file.write_bytes(left)
+        assert f"{file} is damaged: " in describe(tmp_path / "copy")["problem"]
+    file.unlink()
+    assert f"{file} is damaged: it is missing. " in describe(tmp_path / "copy")["problem"]
+
+
 # --- A full disk ----------------------------------------------------------------------------------
 
 
