@@ -108,7 +108,7 @@ def sweeping(lm: knnlm.LanguageModel, index: knnlm.Index, stream: knnlm.TokenStr
         return np.log(np.maximum(p[np.arange(len(p)), targets], 1e-30))
 
     target, dense = seconds(
-        lambda: knnlm.knn_log_prob(distances, values == targets[:, None], 10.0), scatter
+        lambda: knnlm.knn_log_prob_grid(distances, values == targets[:, None], 10.0, K), scatter
     )
     settings = len(LAM) * len(TEMPERATURES) * len(KS)
     return [
