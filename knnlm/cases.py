@@ -110,76 +110,101 @@ def find_cases(
         raise InputError(f"Cases cannot be sorted by {sort!r}. Use one of {', '.join(SORTS)}.")
     if setting is not None:
         k, lam, temperature = setting.k, setting.lam, setting.temperature
-    k = min(k, retrieval.k)
-    if positions is None:
-        gain = retrieval.log_prob(k=k, lam=lam, temperature=temperature) - retrieval.lm_log_prob
-        gain = gain.round(9)  # all without the token among their neighbors lose alike: log(1 - λ)
-        order = {  # of equals, where the model was surest comes first
-            "helped": np.lexsort((-retrieval.lm_log_prob, -gain)),
-            "hurt": np.lexsort((-retrieval.lm_log_prob, gain)),
-            "position": np.arange(len(gain)),
-        }
-        positions = order[sort][:top]
-    chosen = np.asarray(positions, dtype=np.int64)
-    if len(chosen) > AT_ONCE:  # three distributions over the vocabulary for each
-        parts = np.split(chosen, range(AT_ONCE, len(chosen), AT_ONCE))
-        mixture = Setting(k, lam, temperature)
-        return [
-            case
-            for part in parts
-            for case in find_cases(
-                lm, retrieval, mixture, positions=part, most_likely=most_likely, context=context
-            )
-        ]
+    mixture = Setting(min(k, retrieval.k), lam, temperature)
+    chosen = _most(retrieval, mixture, sort)[:top] if positions is None else np.asarray(positions)
+    reader = _Reader(lm, retrieval, mixture, most_likely, context)
+    parts = [chosen[lo : lo + AT_ONCE] for lo in range(0, len(chosen), AT_ONCE)]
+    return [case for part in parts for case in reader.read(part.astype(np.int64))]
 
-    record = retrieval.record
-    stream = TokenStream.of_record(record, retrieval.targets, lm.tokenizer_fingerprint)
-    distances = np.asarray(retrieval.neighbors.distances[chosen, :k])
-    ids = np.asarray(retrieval.neighbors.ids[chosen, :k])
-    store = retrieval.index.datastore
-    values = store.values_of(ids)
-    shares = neighbor_shares(distances, temperature)
-    log_lm = lm.log_distribution(stream, chosen, record["window"], record["stride"])
-    p_lm = np.exp(log_lm.astype(np.float64))
-    p_knn = knn_distribution(distances, values, lm.vocab_size, temperature)
-    with np.errstate(divide="ignore"):
-        p_mix = np.exp(interpolate(np.log(p_lm), np.log(p_knn), lam))
 
-    def decode(tokens: list[int] | np.ndarray) -> str:
-        return cast(str, lm.tokenizer.decode(tokens))  # of several texts it would be a list
+def _most(retrieval: Retrieval, mixture: Setting, sort: str) -> np.ndarray:
+    """Return all positions, those first that are asked for."""
+    gain = retrieval.log_prob(mixture) - retrieval.lm_log_prob
+    gain = gain.round(9)  # all without the token among their neighbors lose alike: log(1 - λ)
+    order = {  # of equals, where the model was surest comes first
+        "helped": np.lexsort((-retrieval.lm_log_prob, -gain)),
+        "hurt": np.lexsort((-retrieval.lm_log_prob, gain)),
+        "position": np.arange(len(gain)),
+    }
+    return order[sort]
 
-    def likeliest(p: np.ndarray) -> list[tuple[str, float]]:
-        tokens = np.argsort(-p, kind="stable")[:most_likely].tolist()
-        return [(decode([t]), float(p[t])) for t in tokens if p[t] > 0]
 
-    cases = []
-    for i, position in enumerate(chosen.tolist()):
-        target = int(retrieval.targets[position])
-        document = int(retrieval.documents[position])
-        first = max(int(stream.document_starts[document]), position - context + 1)
-        found = np.flatnonzero(ids[i] >= 0)
-        tokens, rows = values[i, found].tolist(), ids[i, found].tolist()
-        neighbors = NeighborList(
-            labels=[decode([token]) for token in tokens],
+class _Reader:
+    """Reads the windows of some positions again, and says what happened at each."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        retrieval: Retrieval,
+        mixture: Setting,
+        most_likely: int,
+        context: int,
+    ):
+        self.lm, self.retrieval, self.mixture = lm, retrieval, mixture
+        self.most_likely, self.context = most_likely, context
+        record, targets = retrieval.record, retrieval.targets
+        self.stream = TokenStream.of_record(record, targets, lm.tokenizer_fingerprint)
+
+    def read(self, positions: np.ndarray) -> list[Case]:
+        """Return the case of each position."""
+        retrieval, record = self.retrieval, self.retrieval.record
+        k, lam, temperature, _ = self.mixture
+        distances, ids = (np.asarray(array[positions, :k]) for array in retrieval.neighbors)
+        values = retrieval.index.datastore.values_of(ids)
+        window, stride = record["window"], record["stride"]
+        log_lm = self.lm.log_distribution(self.stream, positions, window, stride)
+        p_lm = np.exp(log_lm.astype(np.float64))  # (positions, V), as the two below
+        p_knn = knn_distribution(distances, values, self.lm.vocab_size, temperature)
+        with np.errstate(divide="ignore"):
+            p_mix = np.exp(interpolate(np.log(p_lm), np.log(p_knn), lam))
+        shares = neighbor_shares(distances, temperature)
+        neighbors = map(self._neighbors, ids, values, distances, shares)
+        return list(map(self._case, positions.tolist(), p_lm, p_knn, p_mix, neighbors))
+
+    def _case(
+        self,
+        position: int,
+        p_lm: np.ndarray,
+        p_knn: np.ndarray,
+        p_mix: np.ndarray,
+        neighbors: NeighborList,
+    ) -> Case:
+        """Return a case, given three distributions ``(V,)`` and the neighbors."""
+        target = int(self.retrieval.targets[position])
+        document = int(self.retrieval.documents[position])
+        first = max(int(self.stream.document_starts[document]), position - self.context + 1)
+        return Case(
+            position=position,
+            document=self.stream.document_names[document],
+            context=self._decode(self.stream.tokens[first : position + 1]),
+            label=self._decode([target]),
+            lm=self._likeliest(p_lm),
+            knn=self._likeliest(p_knn),
+            knn_lm=self._likeliest(p_mix),
+            lm_probability=float(p_lm[target]),
+            knn_probability=float(np.nan_to_num(p_knn[target])),
+            knn_lm_probability=float(p_mix[target]),
+            neighbors=neighbors,
+        )
+
+    def _neighbors(
+        self, ids: np.ndarray, values: np.ndarray, distances: np.ndarray, shares: np.ndarray
+    ) -> NeighborList:
+        """Return the neighbors of one token, ``(k,)`` each, without places that have none."""
+        store, found = self.retrieval.index.datastore, ids >= 0
+        tokens, rows = values[found].tolist(), ids[found].tolist()
+        return NeighborList(
+            labels=[self._decode([token]) for token in tokens],
             values=tokens,
-            distance=distances[i, found].tolist(),
-            softmax=shares[i, found].tolist(),
-            contexts=[decode(store.context(row, context)) for row in rows],
+            distance=distances[found].tolist(),
+            softmax=shares[found].tolist(),
+            contexts=[self._decode(store.context(row, self.context)) for row in rows],
             documents=[store.document_name(row) for row in rows],
         )
-        cases.append(
-            Case(
-                position=position,
-                document=stream.document_names[document],
-                context=decode(stream.tokens[first : position + 1]),
-                label=decode([target]),
-                lm=likeliest(p_lm[i]),
-                knn=likeliest(p_knn[i]),
-                knn_lm=likeliest(p_mix[i]),
-                lm_probability=float(p_lm[i, target]),
-                knn_probability=float(np.nan_to_num(p_knn[i, target])),
-                knn_lm_probability=float(p_mix[i, target]),
-                neighbors=neighbors,
-            )
-        )
-    return cases
+
+    def _decode(self, tokens: list[int] | np.ndarray) -> str:
+        return cast(str, self.lm.tokenizer.decode(tokens))  # of several texts it would be a list
+
+    def _likeliest(self, p: np.ndarray) -> list[tuple[str, float]]:
+        tokens = np.argsort(-p, kind="stable")[: self.most_likely].tolist()
+        return [(self._decode([t]), float(p[t])) for t in tokens if p[t] > 0]
