@@ -840,6 +840,8 @@ def test_inspect_tells_what_is_wrong_as_json(bad):
     assert record["complete"] is False
     assert "keys.npy is damaged: its checksum" in record["problem"]
     assert json.loads(run("inspect", "bad", "--json").out)["kind"] is None
+    assert run("inspect", "--deep", "bad/store-bit").code == 1
+    assert run("inspect", "--quick", "bad/store-bit").code == 0  # which reads no key
 
 
 @pytest.mark.parametrize(
