@@ -79,4 +79,4 @@ def _import(file: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *FILES, "__version__"]
+    return [*__all__, *(file for file in FILES if "." not in file), "__version__"]

@@ -16,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from knnlm import FILES
+
 ROOT = Path(__file__).resolve().parent.parent
 URL = "https://github.com/somebody/some.book"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -93,6 +95,16 @@ def test_every_import_is_a_package_that_is_asked_for(folders, extras):
     packages = packages_distributions()
     for module in sorted(imported(*folders)):
         assert names(packages.get(module, [module])) & asked, f"{module} is not in pyproject.toml"
+
+
+def test_type_checkers_see_the_public_names_where_they_are():
+    seen = {
+        (node.module, alias.name)
+        for node in ast.parse((ROOT / "knnlm" / "__init__.pyi").read_text("utf-8")).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {(f"knnlm.{file}", name) for file, names in FILES.items() for name in names}
 
 
 def test_citation_and_package_have_one_version():

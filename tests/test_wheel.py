@@ -69,7 +69,9 @@ print([name for name in {extras} if find_spec(name)], find_spec("knnlm").origin)
 def test_every_file_of_the_module_is_in_it_and_its_types(machine):
     with zipfile.ZipFile(machine.wheel) as wheel:
         packed = {name for name in wheel.namelist() if name.startswith("knnlm/")}
-    ours = {path for path in (ROOT / "knnlm").rglob("*") if path.suffix in (".py", ".typed")}
+    ours = {
+        path for path in (ROOT / "knnlm").rglob("*") if path.suffix in (".py", ".pyi", ".typed")
+    }
     assert packed == {path.relative_to(ROOT).as_posix() for path in ours}
     assert "knnlm/py.typed" in packed
 
