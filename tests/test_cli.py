@@ -849,6 +849,10 @@ def test_inspect_tells_what_is_wrong_as_json(bad):
     [
         (OSError(errno.ENOSPC, "No space left on device", "keys.npy"), "Free some"),
         (PermissionError(errno.EACCES, "Permission denied", "keys.npy"), "another path"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "new"),
+            "new stands where one may only read",
+        ),
         (FileNotFoundError(errno.ENOENT, "No such file", "keys.npy"), "Check the path"),
         (OSError("connection reset"), "connection"),
         (MemoryError("Unable to allocate 3 TiB"), "memory"),

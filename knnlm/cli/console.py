@@ -118,6 +118,8 @@ def _complaint(error: Exception) -> str:
             return f"The memory is too small ({text}). Ask for less at once."
         case OSError(errno=errno.ENOSPC):
             return f"No space is left on the disk ({text}). Free some, and run the command again."
+        case OSError(errno=errno.EROFS):
+            return f"{error.filename} stands where one may only read. Give another path."
         case FileNotFoundError(filename=str() | Path()):
             return f"{error.filename} does not exist. Check the path."
         case PermissionError(filename=str() | Path()):
