@@ -9,8 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from knnlm.artifacts import Claim, Record
-from knnlm.errors import InputError
+from knnlm.artifacts import Claim, Record, damaged
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -99,12 +98,6 @@ def open_array(path: Path, shape: tuple[int, ...], mode: Literal["r", "r+"] = "r
     if array.shape != shape:
         raise damaged(path, f"its shape is {array.shape}, and the record says {shape}")
     return array
-
-
-def damaged(path: Path, reason: str) -> InputError:
-    """Return the error for a file of an artifact that is not what was written."""
-    reason = reason.splitlines()[0].rstrip(".")
-    return InputError(f"{path} is damaged: {reason}. Delete {path.parent} and build it again.")
 
 
 def crc32(path: Path, size: int | None = None) -> int:

@@ -89,13 +89,19 @@ def read_record(folder: Path, kind: str) -> Record:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}. Delete {folder} and build again.") from error
+        raise damaged(path, str(error)) from error
     made = record.get("format") if isinstance(record, dict) else None
     if made != FORMAT:
         raise InputError(
             f"{folder} has format {made}, this knnlm reads format {FORMAT}. Build it again."
         )
     return Record(path, record)
+
+
+def damaged(path: Path, reason: str) -> InputError:
+    """Return the error for a file of an artifact that is not what was written."""
+    reason = reason.splitlines()[0].rstrip(".")
+    return InputError(f"{path} is damaged: {reason}. Delete {path.parent} and build it again.")
 
 
 def is_complete(folder: Path, kind: str) -> bool:
@@ -209,8 +215,6 @@ class Claim:
     kind: str
     record: Record
     files: tuple[str, ...]
-    is_new: bool
-    """Whether nothing was there before."""
 
     @property
     def is_complete(self) -> bool:
@@ -261,18 +265,19 @@ def claim(
     OSError
         With ``ENOSPC``, whatever a library says when the disk is full.
     """
-    _refuse_foreign(folder, kind)
-    if is_complete(folder, kind):
-        yield _open(folder, kind, wanted, files)
+    record = _begun(folder, kind)
+    if record is not None and record["complete"]:
+        refuse_differences(record, wanted, folder)
+        yield Claim(folder, kind, record, files)
         return
     with alone(folder):
-        _refuse_foreign(folder, kind)
-        is_new = not (folder / f"{kind}.json").exists()
-        if is_new:
+        record = _begun(folder, kind)  # as it is now that nobody else writes
+        is_new = record is None
+        if record is None:
             entries = {"format": FORMAT, "complete": False, **wanted}
-            made = Claim(folder, kind, Record(folder / f"{kind}.json", entries), files, True)
-        else:
-            made = _open(folder, kind, wanted, files)
+            record = Record(folder / f"{kind}.json", entries)
+        refuse_differences(record, wanted, folder)
+        made = Claim(folder, kind, record, files)
         try:
             with full_disk_named(folder):
                 if is_new:
@@ -282,6 +287,18 @@ def claim(
             if is_new:
                 made.discard()
             raise
+
+
+def _begun(folder: Path, kind: str) -> Record | None:
+    """Return the record of what was begun in a folder, None in an empty one; refuse any other."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if f"{kind}.json" in names:
+        return read_record(folder, kind)
+    if foreign := names - {LOCK, HOLDER, f"{HOLDER}.part", f"{kind}.json.part"}:
+        raise InputError(
+            f"{folder} holds something that is no {kind}: {min(foreign)}. Choose another folder."
+        )
+    return None
 
 
 @contextmanager
@@ -308,21 +325,6 @@ def to_make(folder: Path, kind: str) -> Iterator[bool]:
         ) from error
     with held:
         yield not is_complete(folder, kind)  # whoever was waited for may have made it
-
-
-def _refuse_foreign(folder: Path, kind: str) -> None:
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    names -= {LOCK, HOLDER, f"{HOLDER}.part", f"{kind}.json.part"}
-    if names and f"{kind}.json" not in names:
-        raise InputError(
-            f"{folder} holds something that is no {kind}: {min(names)}. Choose another folder."
-        )
-
-
-def _open(folder: Path, kind: str, wanted: Mapping, files: tuple[str, ...]) -> Claim:
-    record = read_record(folder, kind)
-    refuse_differences(record, wanted, folder)
-    return Claim(folder, kind, record, files, False)
 
 
 @contextmanager

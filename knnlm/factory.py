@@ -9,7 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from knnlm.arrays import damaged
+from knnlm.artifacts import damaged
 from knnlm.errors import InputError
 from knnlm.progress import waiting
 

@@ -26,7 +26,7 @@ def describe(path: str | Path, deep: bool = True) -> dict:
     """
     path = Path(path)
     found: dict = {"path": str(path), "kind": None}
-    kind = next((kind for kind, file in RECORDS.items() if (path / file).exists()), None)
+    kind = next((kind for kind, (file, _) in KINDS.items() if (path / file).exists()), None)
     if kind is None:
         state = "holds nothing that knnlm knows" if path.exists() else "does not exist"
         problem = f"it {state}. Give what knnlm train, build or index wrote."
@@ -39,8 +39,9 @@ def describe(path: str | Path, deep: bool = True) -> dict:
             found |= (
                 {"kind": "unfinished"} if kind == "training" else _told(read_record(path, kind))
             )
-            read_complete(path, kind)
-        READERS[kind](path, found, deep)
+            read_complete(path, kind)  # says why not
+        read = KINDS[kind][1]
+        read(path, found, deep)
     except (InputError, OSError) as error:
         return {**found, "complete": False, "problem": str(error)}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -125,17 +126,10 @@ def _trained(path: Path, found: dict, deep: bool) -> None:
         )
 
 
-RECORDS = {
-    "datastore": "datastore.json",
-    "index": "index.json",
-    "retrieval": "retrieval.json",
-    "training": "training.json",
-    "model": "config.json",
-}
-READERS = {
-    "datastore": _datastore,
-    "index": _index,
-    "retrieval": _retrieval,
-    "training": _trained,
-    "model": _model,
+KINDS = {  # by which file a folder is known, and what reads it
+    "datastore": ("datastore.json", _datastore),
+    "index": ("index.json", _index),
+    "retrieval": ("retrieval.json", _retrieval),
+    "training": ("training.json", _trained),
+    "model": ("config.json", _model),
 }

@@ -49,6 +49,30 @@ def randomize(model: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> torc
     return model.eval()
 
 
+# A run of the smallest shape, for what is about recipes and not about models.
+TINY_RECIPE = {
+    **{"corpus": "tiny", "vocab_size": 300, "layers": 1, "width": 16, "heads": 2, "context": 32},
+    **{"steps": 3, "batch_size": 2, "window": 32, "stride": 16, "factory": "Flat", "k": 4},
+}
+
+
+def tiny_documents() -> list[Document]:
+    """Return the twenty documents of the corpus that goes with it."""
+    return [Document(f"d{i}", make_text(i, 60)) for i in range(20)]
+
+
+@pytest.fixture
+def recipe(monkeypatch, tmp_path):
+    """The tiny run, with a corpus and a cache of its own."""
+    from knnlm.book import recipes
+    from knnlm.corpora import Corpus
+
+    corpus = Corpus("tiny", "t", "none", "here", "nobody", tiny_documents)
+    monkeypatch.setenv("KNNLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(recipes, "load_corpus", lambda name: corpus)
+    return recipes.Recipe(**TINY_RECIPE)
+
+
 @pytest.fixture(scope="session")
 def text() -> Split:
     """Six documents for the datastore."""

@@ -7,10 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +27,7 @@ from knnlm.artifacts import (
     read_complete,
     to_make,
 )
-from knnlm.book import recipes, results
-from knnlm.book.recipes import Recipe
-from knnlm.corpora import Corpus
+from knnlm.book import results
 from knnlm.datastore import Datastore
 from knnlm.errors import InputError
 from knnlm.index import Index
@@ -345,27 +342,14 @@ def test_the_command_line_says_it_in_one_line(store, disk, capfd):
 # --- A cache that may only be read ----------------------------------------------------------------
 
 
-@pytest.fixture
-def recipe(monkeypatch, tmp_path) -> Recipe:
-    documents = [Document(f"d{i}", make_text(i, 60)) for i in range(20)]
-    corpus = Corpus("tiny", "t", "none", "here", "nobody", lambda: documents)
-    monkeypatch.setenv("KNNLM_CACHE", str(tmp_path / "theirs"))
-    monkeypatch.setattr(recipes, "load_corpus", lambda name: corpus)
-    shape = {"vocab_size": 300, "layers": 1, "width": 16, "heads": 2, "context": 32}
-    how = {"steps": 3, "batch_size": 2, "window": 32, "stride": 16, "factory": "Flat", "k": 4}
-    return Recipe(corpus="tiny", **shape, **how)
-
-
 READ_ONLY = """
-import json, os, sys
-from conftest import make_text
-from knnlm.book import recipes, results
+import os, sys
+from conftest import TINY_RECIPE, tiny_documents
+from knnlm.book import recipes
 from knnlm.corpora import Corpus
-from knnlm.text import Document
-documents = [Document(f"d{i}", make_text(i, 60)) for i in range(20)]
-corpus = Corpus("tiny", "t", "none", "here", "nobody", lambda: documents)
+corpus = Corpus("tiny", "t", "none", "here", "nobody", tiny_documents)
 recipes.load_corpus = lambda name: corpus
-place, recipe = os.environ["KNNLM_CACHE"], recipes.Recipe(**json.loads('RECIPE'))
+place, recipe = os.environ["KNNLM_CACHE"], recipes.Recipe(**TINY_RECIPE)
 recipe.retrieval  # imported
 def watch(event, arguments):
     if event == "open":
@@ -383,17 +367,16 @@ print(recipe.retrieval("test").perplexity(lam=0.3))
 
 def test_what_is_complete_is_opened_without_a_lock_and_without_writing(recipe, tmp_path):
     expected = recipe.retrieval("test").perplexity(lam=0.3)
-    program = READ_ONLY.replace("RECIPE", json.dumps(asdict(recipe)))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    run = [sys.executable, "-c", textwrap.dedent(program)]
+    run = [sys.executable, "-c", READ_ONLY]
     ran = subprocess.run(run, env=environment, capture_output=True, text=True)
     assert (ran.stdout, ran.returncode) == (f"{expected}\n", 0), ran.stderr
 
 
 def test_a_cache_that_may_only_be_read_lies_beneath_ones_own(recipe, tmp_path, monkeypatch):
     theirs = recipe.retrieval("test")
-    before = contents(tmp_path / "theirs")
-    places = [tmp_path / "mine", tmp_path / "theirs"]
+    before = contents(tmp_path / "cache")
+    places = [tmp_path / "mine", tmp_path / "cache"]
     monkeypatch.setenv("KNNLM_CACHE", os.pathsep.join(map(str, places)))
     assert cache_folders() == places
     assert recipe.retrieval("test").path == theirs.path
@@ -403,7 +386,7 @@ def test_a_cache_that_may_only_be_read_lies_beneath_ones_own(recipe, tmp_path, m
     assert own.index.path == theirs.index.path
     results.record("01_x", a=1)
     assert (tmp_path / "mine" / "results" / "01_x.json").exists()
-    assert contents(tmp_path / "theirs") == before
+    assert contents(tmp_path / "cache") == before
 
 
 def refuse_writing(monkeypatch, place: Path) -> None:
@@ -420,7 +403,7 @@ def refuse_writing(monkeypatch, place: Path) -> None:
 
 def test_what_is_missing_in_such_a_cache_is_said(recipe, tmp_path, monkeypatch):
     recipe.retrieval("test")
-    refuse_writing(monkeypatch, tmp_path / "theirs")
+    refuse_writing(monkeypatch, tmp_path / "cache")
     recipe.retrieval("test")
     with pytest.raises(InputError, match=r"may not be written here\. Put .*KNNLM_CACHE=mine:"):
         recipe.retrieval("validation")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from conftest import make_text
+from conftest import TINY_RECIPE, tiny_documents
 
 from knnlm.book import changes, recipes
 from knnlm.book.recipes import Recipe
@@ -31,23 +31,10 @@ class Project:
 
     def __init__(self, folder: Path, monkeypatch):
         self.folder, self.monkeypatch, self.copies = folder, monkeypatch, 0
-        self.documents = [Document(f"d{i}", make_text(i, 60)) for i in range(20)]
+        self.documents = tiny_documents()
         self.package = folder / "0" / "knnlm"
         shutil.copytree(changes.PACKAGE, self.package, ignore=shutil.ignore_patterns("*.pyc"))
-        self.recipe = Recipe(
-            corpus="tiny",
-            vocab_size=300,
-            layers=1,
-            width=16,
-            heads=2,
-            context=32,
-            steps=3,
-            batch_size=2,
-            window=32,
-            stride=16,
-            factory="Flat",
-            k=4,
-        )
+        self.recipe = Recipe(**TINY_RECIPE)
         monkeypatch.setenv("KNNLM_CACHE", str(folder / "cache"))
         corpus = Corpus("tiny", "t", "none", "here", "nobody", lambda: list(self.documents))
         monkeypatch.setattr(recipes, "load_corpus", lambda name: corpus)

@@ -12,34 +12,12 @@ from hypothesis import strategies as st
 
 from knnlm.artifacts import cache_folder
 from knnlm.book import recipes, results
-from knnlm.book.recipes import Recipe, spread
+from knnlm.book.recipes import spread
 from knnlm.corpora import Corpus
 from knnlm.errors import InputError
 from knnlm.evaluation import Interval
 from knnlm.language_model import LanguageModel
 from knnlm.text import Document, Split
-
-
-@pytest.fixture
-def recipe(monkeypatch, tmp_path) -> Recipe:
-    documents = [Document(f"d{i}", make_text(i, 60)) for i in range(20)]
-    corpus = Corpus("tiny", "t", "none", "here", "nobody", lambda: documents)
-    monkeypatch.setenv("KNNLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(recipes, "load_corpus", lambda name: corpus)
-    return Recipe(
-        corpus="tiny",
-        vocab_size=300,
-        layers=1,
-        width=16,
-        heads=2,
-        context=32,
-        steps=3,
-        batch_size=2,
-        window=32,
-        stride=16,
-        factory="Flat",
-        k=4,
-    )
 
 
 def forbid(monkeypatch, owner, name):
